@@ -1,0 +1,44 @@
+"""Who may look at whom: boolean masks (True = may attend) as data, functions of the batch alone."""
+
+import torch
+from torch import Tensor
+
+
+def causal(length: int, device: torch.device) -> Tensor:
+    """(L, L): a query sees itself and earlier keys."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()
+
+
+def same_document(document: Tensor) -> Tensor:
+    """(B, 1, L, L): query and key carry the same document number."""
+    return (document[:, :, None] == document[:, None, :])[:, None]
+
+
+def padding(attend: Tensor) -> Tensor:
+    """(B, 1, 1, L): keys that are not padding."""
+    return attend[:, None, None, :]
+
+
+def combined(attend: Tensor, document: Tensor, is_causal: bool) -> Tensor | None:
+    """One mask (B, 1, L, L) of padding, documents and direction, or None when nothing but the direction restricts attention.
+
+    The diagonal is always on: a padding row attends to itself instead of to nothing, which softmax could not normalise.
+    """
+    padded, packed = not bool(attend.all()), bool(document.any())
+    if not padded and not packed:
+        return None
+    length = attend.shape[1]
+    mask = padding(attend).expand(-1, 1, length, -1)
+    if packed:
+        mask = mask & same_document(document)
+    if is_causal:
+        mask = mask & causal(length, attend.device)
+    return mask | torch.eye(length, dtype=torch.bool, device=attend.device)
+
+
+def positions(document: Tensor) -> Tensor:
+    """(B, L) long: 0, 1, 2, ... within each run of one document number."""
+    index = torch.arange(document.shape[1], device=document.device).expand_as(document)
+    starts = torch.zeros_like(document)
+    starts[:, 1:] = torch.where(document[:, 1:] != document[:, :-1], index[:, 1:], 0)
+    return index - starts.cummax(1).values

@@ -1,0 +1,75 @@
+"""What a model needs of a trunk: hidden states for noisy tokens, and the head that reads them."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor, nn
+
+from textdiff.batch import Batch
+from textdiff.prediction import Head
+from textdiff.vocab import Vocab
+
+
+class Context(Protocol):
+    """What a trunk computes once per batch: masks, positions, encoder memory."""
+
+    def rows(self, index: Tensor) -> Self:
+        """The same for a subset of rows."""
+        ...
+
+
+class KeyValueCache:
+    """Keys and values of the tokens a causal trunk has read: one pair of (B, heads, capacity, width) buffers per layer."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.length = capacity, 0
+        self._layers: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append (B, heads, n, width) and return everything read so far; the layer count is advanced by `advance`."""
+        if layer == len(self._layers):
+            shape = (*key.shape[:2], self.capacity, key.shape[3])
+            self._layers.append((key.new_empty(shape), value.new_empty(shape)))
+        end = self.length + key.shape[2]
+        for buffer, new in zip(self._layers[layer], (key, value), strict=True):
+            buffer[:, :, self.length : end] = new
+        keys, values = self._layers[layer]
+        return keys[:, :, :end], values[:, :, :end]
+
+    def advance(self, n: int) -> None:
+        """All layers have appended `n` tokens."""
+        self.length += n
+
+
+class Backbone(nn.Module):
+    """Tokens (B, L) to hidden states (B, L, H); `causal` says whether position l sees only positions up to l."""
+
+    causal: bool
+    max_length: int
+
+    def context(self, batch: Batch) -> Any:
+        """Masks, positions and encoder memory of a batch, computed once however often the trunk is then called."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, context: Any, noise: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """Hidden states (B, L, H); `noise` (B,) in [0, 1] is the noise level for trunks that take one."""
+        raise NotImplementedError
+
+    def head(self, banned: tuple[int, ...] = ()) -> Head:
+        """The projection to the vocabulary with `banned` ids at -inf."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """A trunk without its weights."""
+
+    def build(self, vocab: Vocab, causal: bool) -> Backbone:
+        """The trunk with fresh weights; raises ValueError when it cannot be built so."""
+        raise NotImplementedError
+
+
+def banned_ids(banned: tuple[int, ...], weight: Tensor) -> Tensor | None:
+    """The ids as a tensor beside the head's weight, or None when there are none."""
+    return torch.tensor(banned, device=weight.device) if banned else None

@@ -1,0 +1,243 @@
+"""Our own trunk: a pre-norm transformer with rotary positions, optional time conditioning (adaLN of DiT, Peebles & Xie 2022) and an
+optional encoder with cross-attention. Bidirectional for diffusion, causal for its autoregressive twin, with the same weights' shapes."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+
+from textdiff.backbones import attention_masks
+from textdiff.backbones.base import Backbone, BackboneConfig, KeyValueCache, banned_ids
+from textdiff.batch import Batch
+from textdiff.prediction import Head
+from textdiff.vocab import Vocab
+
+_TIME_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class TransformerConfig(BackboneConfig):
+    """Sizes and options of the trunk."""
+
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    max_length: int = 1024
+    mlp_ratio: float = 4.0
+    layer_norm: bool = False  # LayerNorm without bias instead of RMSNorm
+    time_conditioning: bool = False  # adaLN on the noise level; masked diffusion does without
+    encoder_layers: int = 0  # > 0: `batch.source` is encoded and cross-attended to
+    tied: bool = True  # the head is the embedding
+    dropout: float = 0.0
+    rope_base: float = 10_000.0
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}: each head rotates pairs of numbers")
+
+    def build(self, vocab: Vocab, causal: bool) -> "Transformer":
+        return Transformer(self, vocab, causal)
+
+
+class TransformerContext(NamedTuple):
+    """Per-batch inputs of every layer."""
+
+    mask: Tensor | None  # (B, 1, L, L) bool
+    rotation: tuple[Tensor, Tensor]  # cos, sin (B, 1, L, head width)
+    memory: Tensor | None  # (B, S, H)
+    memory_mask: Tensor | None  # (B, 1, 1, S) bool
+
+    def rows(self, index: Tensor) -> "TransformerContext":
+        """The same for a subset of rows."""
+        cos, sin = self.rotation
+        mask, memory, memory_mask = (None if x is None else x[index] for x in (self.mask, self.memory, self.memory_mask))
+        return TransformerContext(mask, (cos[index], sin[index]), memory, memory_mask)
+
+
+def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    first, second = x.chunk(2, dim=-1)  # the NeoX halves convention
+    return x * rotation[0].to(x.dtype) + torch.cat([-second, first], dim=-1) * rotation[1].to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of `x` on itself, or on `memory`."""
+
+    is_causal = False  # read by transformers' attention dispatch; the direction is always passed explicitly here
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        causal: bool,
+        rotation: tuple[Tensor, Tensor] | None = None,
+        memory: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Tensor:
+        """(B, L, H) -> (B, L, H)."""
+        query = self._split(self.query(x))
+        key, value = (self._split(part) for part in self.key_value(x if memory is None else memory).chunk(2, dim=-1))
+        if rotation is not None:
+            query, key = _rotate(query, rotation), _rotate(key, rotation)
+        if cache is not None:
+            key, value = cache.update(layer, key, value)
+            if query.shape[2] not in (1, key.shape[2]):
+                mask = attention_masks.causal(key.shape[2], x.device)[-query.shape[2] :]
+        one_direction = causal and mask is None and query.shape[2] > 1
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=one_direction)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Attention, optional cross-attention, MLP; with time conditioning each branch is shifted, scaled and gated (adaLN-zero)."""
+
+    def __init__(self, config: TransformerConfig, cross: bool, timed: bool) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.attention_norm, self.mlp_norm = _norm(config), _norm(config)
+        self.attention = Attention(width, config.heads, config.dropout)
+        self.cross_norm = _norm(config) if cross else None
+        self.cross = Attention(width, config.heads, config.dropout) if cross else None
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulation = nn.Linear(width, 6 * width) if timed else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, x: Tensor, context: TransformerContext, causal: bool, time: Tensor | None, cache: KeyValueCache | None, layer: int
+    ) -> Tensor:
+        """(B, L, H) -> (B, L, H); `time` (B, H) is the embedded noise level."""
+        if self.modulation is None or time is None:
+            x = x + self.dropout(self.attention(self.attention_norm(x), context.mask, causal, context.rotation, None, cache, layer))
+            x = self._cross(x, context)
+            return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(time)[:, None].chunk(6, dim=-1)
+        h = self.attention_norm(x) * (1 + scale_a) + shift_a
+        x = x + gate_a * self.dropout(self.attention(h, context.mask, causal, context.rotation, None, cache, layer))
+        x = self._cross(x, context)
+        h = self.mlp_norm(x) * (1 + scale_m) + shift_m
+        return x + gate_m * self.dropout(self.mlp(h))
+
+    def _cross(self, x: Tensor, context: TransformerContext) -> Tensor:
+        if self.cross is None or self.cross_norm is None or context.memory is None:
+            return x
+        return x + self.dropout(self.cross(self.cross_norm(x), context.memory_mask, False, None, context.memory))
+
+
+def _norm(config: TransformerConfig) -> nn.Module:
+    return nn.LayerNorm(config.width, bias=False) if config.layer_norm else nn.RMSNorm(config.width, eps=1e-6)
+
+
+class Transformer(Backbone):
+    """The trunk; `head(...)` is the tied embedding or a projection of its own."""
+
+    def __init__(self, config: TransformerConfig, vocab: Vocab, causal: bool) -> None:
+        super().__init__()
+        self.config, self.causal, self.max_length = config, causal, config.max_length
+        self.embedding = nn.Embedding(vocab.size, config.width)
+        self.blocks = nn.ModuleList(Block(config, config.encoder_layers > 0, config.time_conditioning) for _ in range(config.layers))
+        self.encoder = nn.ModuleList(Block(config, False, False) for _ in range(config.encoder_layers))
+        self.final_norm = _norm(config)
+        self.encoder_norm = _norm(config) if config.encoder_layers else None
+        self.output = None if config.tied else nn.Linear(config.width, vocab.size, bias=False)
+        timed = config.time_conditioning
+        self.time_mlp = (
+            nn.Sequential(nn.Linear(_TIME_FEATURES, config.width), nn.SiLU(), nn.Linear(config.width, config.width), nn.SiLU())
+            if timed
+            else None
+        )
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Normal weights of standard deviation 0.02, residual outputs scaled down by depth (GPT-2), modulations zero (DiT)."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            init.ones_(module.weight)
+        elif isinstance(module, Block):
+            scale = 0.02 / math.sqrt(2 * self.config.layers)
+            init.normal_(module.attention.out.weight, std=scale)
+            last = module.mlp[2]
+            assert isinstance(last, nn.Linear)
+            init.normal_(last.weight, std=scale)
+            if module.modulation is not None:
+                init.zeros_(module.modulation.weight)
+                init.zeros_(module.modulation.bias)
+
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.config.width // self.config.heads
+        frequency = self.config.rope_base ** (-torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width)
+        angle = positions[:, None, :, None].float() * torch.cat([frequency, frequency])  # (B, 1, L, head width)
+        return angle.cos(), angle.sin()
+
+    def context(self, batch: Batch) -> TransformerContext:
+        if batch.tokens.shape[1] > self.max_length:
+            raise ValueError(f"{batch.tokens.shape[1]} tokens exceed the model's max_length of {self.max_length}: shorten the input")
+        mask = attention_masks.combined(batch.attend, batch.document, self.causal)
+        rotation = self._rotation(attention_masks.positions(batch.document))
+        memory, memory_mask = self._encode(batch) if len(self.encoder) else (None, None)
+        return TransformerContext(mask, rotation, memory, memory_mask)
+
+    def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        source, attend = batch.source, batch.source_attend
+        if source.shape[1] == 0:
+            raise ValueError("the model has an encoder but the batch has no source: give `source` tokens or build without encoder_layers")
+        none = torch.zeros_like(source)
+        rotation = self._rotation(attention_masks.positions(none))
+        context = TransformerContext(attention_masks.combined(attend, none, False), rotation, None, None)
+        x = self.embedding(source)
+        for layer, block in enumerate(self.encoder):
+            x = block(x, context, False, None, None, layer)
+        assert self.encoder_norm is not None
+        return self.encoder_norm(x), attention_masks.padding(attend)
+
+    def forward(
+        self, tokens: Tensor, context: TransformerContext, noise: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
+        time = None
+        if self.time_mlp is not None:
+            if noise is None:
+                raise ValueError("the trunk is conditioned on time: pass the noise level")
+            time = self.time_mlp(_time_features(noise).to(self.embedding.weight.dtype))
+        if cache is not None:  # the context covers the whole row; take the columns being read
+            columns = slice(cache.length, cache.length + tokens.shape[1])
+            cos, sin = context.rotation
+            context = context._replace(mask=None, rotation=(cos[:, :, columns], sin[:, :, columns]))
+        x = self.embedding(tokens)
+        for layer, block in enumerate(self.blocks):
+            if self.config.gradient_checkpointing and self.training:
+                x = checkpoint(block, x, context, self.causal, time, None, layer, use_reentrant=False)
+            else:
+                x = block(x, context, self.causal, time, cache, layer)
+        if cache is not None:
+            cache.advance(tokens.shape[1])
+        return self.final_norm(x)
+
+    def head(self, banned: tuple[int, ...] = ()) -> Head:
+        weight = self.embedding.weight if self.output is None else self.output.weight
+        return Head(weight, None, banned_ids(banned, weight))
+
+
+def _time_features(noise: Tensor) -> Tensor:
+    """cos | sin features (B, 256) of a noise level in [0, 1] scaled to the customary 0..1000."""
+    half = _TIME_FEATURES // 2
+    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=noise.device, dtype=torch.float32) / half)
+    angle = 1000 * noise.float()[:, None] * frequency
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -1,0 +1,68 @@
+"""What trainer and evaluator know of a language model, and the Hugging Face border: config, save, load."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from textdiff import spec as plain
+from textdiff.batch import Batch
+from textdiff.randomness import Rng
+from textdiff.vocab import Vocab
+
+
+class Loss(NamedTuple):
+    """Sums and counts of one micro-batch; the trainer divides, once, by the global token count."""
+
+    total: Tensor  # () what is differentiated, summed over the scored tokens
+    tokens: Tensor  # () long, how many were scored: batch.target.sum()
+    nelbo: Tensor  # () nats, detached: the bound (or the exact likelihood) summed over the same tokens
+    metrics: dict[str, Tensor]  # further sums over the same tokens
+
+
+class TextDiffConfig(PreTrainedConfig):
+    """`config.json` of our own architectures: the model's dataclass tree and its vocabulary as plain data."""
+
+    spec: dict[str, Any] | None = None
+    vocab: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model without its weights; a recipe holds one."""
+
+    def build(self, vocab: Vocab) -> "LanguageModel":
+        """The model with fresh weights."""
+        raise NotImplementedError
+
+
+class LanguageModel(PreTrainedModel):
+    """All that trainer and evaluator know. A subclass declares `spec_class` and builds its parts from `self.spec` and `self.vocab`."""
+
+    config: TextDiffConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = False
+    _supports_sdpa = True
+    nll_is_bound: ClassVar[bool]
+
+    def __init__(self, config: TextDiffConfig) -> None:
+        super().__init__(config)
+        self.spec: Any = plain.from_plain(config.spec)
+        self.vocab: Vocab = plain.from_plain(config.vocab)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.backbone.init_weights(module)  # type: ignore[union-attr,operator]
+
+    @property
+    def max_length(self) -> int:
+        """The longest row the trunk can read."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
+        """The training loss; noise is a function of (seed, step, batch.sample_id)."""
+        raise NotImplementedError
+
+    def nll(self, batch: Batch, rng: Rng) -> Tensor:
+        """(B,) nats over the target tokens: exact, or one draw of an upper bound when `nll_is_bound`."""
+        raise NotImplementedError
