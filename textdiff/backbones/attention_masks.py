@@ -42,3 +42,25 @@ def positions(document: Tensor) -> Tensor:
     starts = torch.zeros_like(document)
     starts[:, 1:] = torch.where(document[:, 1:] != document[:, :-1], index[:, 1:], 0)
     return index - starts.cummax(1).values
+
+
+def stock(attend: Tensor, document: Tensor, is_causal: bool, window: int | None = None, ahead: Tensor | None = None) -> Tensor:
+    """(B, 1, L, L): padding, documents, direction and sliding window in the conventions of stock models; never None.
+
+    `ahead` (L, L) opens entries of a causal mask one by one: random while annealing from causal to bidirectional (DiffuGPT,
+    arXiv 2410.17891), the own block for block-causal attention. A causal window of w has w keys; a two-way one reaches w to each side.
+    """
+    length, device = attend.shape[1], attend.device
+    index = torch.arange(length, device=device)
+    distance = index[:, None] - index[None]
+    allow = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    if not is_causal:
+        within = torch.ones_like(allow) if window is None else distance.abs() <= window
+        allow = allow | (within if ahead is None else within & ahead)
+    allow = allow & padding(attend) & same_document(document)
+    return allow | (distance == 0)
+
+
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask as what is added to attention scores: 0 where allowed, the most negative number of `dtype` elsewhere."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

@@ -47,6 +47,10 @@ class Backbone(nn.Module):
 
     causal: bool
     max_length: int
+    trunk: Any = None  # the stock PreTrainedModel inside, for trunks that wrap one
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Fresh values for the parameters of one submodule; called on every one by transformers' `post_init`."""
 
     def context(self, batch: Batch) -> Any:
         """Masks, positions and encoder memory of a batch, computed once however often the trunk is then called."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from textdiff import spec as plain
+from textdiff.backbones.base import Backbone
 from textdiff.batch import Batch
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
@@ -45,6 +46,8 @@ class LanguageModel(PreTrainedModel):
     supports_gradient_checkpointing = False
     _supports_sdpa = True
     nll_is_bound: ClassVar[bool]
+    backbone: Backbone
+    tokenizer: Any = None  # set by `textdiff.load`; saved beside the weights
 
     def __init__(self, config: TextDiffConfig) -> None:
         super().__init__(config)
@@ -52,12 +55,17 @@ class LanguageModel(PreTrainedModel):
         self.vocab: Vocab = plain.from_plain(config.vocab)
 
     def _init_weights(self, module: nn.Module) -> None:
-        self.backbone.init_weights(module)  # type: ignore[union-attr,operator]
+        self.backbone.init_weights(module)
+
+    def init_weights(self) -> None:
+        """Fresh weights for our own trunk; a stock trunk arrives with its own."""
+        if self.backbone.trunk is None:
+            super().init_weights()
 
     @property
-    def max_length(self) -> int:
+    def max_length(self) -> int:  # type: ignore[override]
         """The longest row the trunk can read."""
-        raise NotImplementedError
+        return self.backbone.max_length
 
     def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
         """The training loss; noise is a function of (seed, step, batch.sample_id)."""

@@ -107,6 +107,6 @@ class ExactCount(Noising):
         """Mask `k` (B,) of each row's targets, chosen uniformly."""
         order = rng.uniform("corrupt", x0.shape[1:]).masked_fill(~target, 2.0).argsort(1).argsort(1)  # rank of each target among its row's
         xt = x0.masked_fill(target & (order < k[:, None]), process.mask_id)
-        n = target.sum(1)
+        n, k = target.sum(1).double(), k.double()
         t = process.schedule.inverse(clamped(1 - k / n.clamp_min(1)))
         return Noised(xt, t, n / k.clamp_min(1) / process.rate(t))

@@ -1,0 +1,1 @@
+"""Trunks: our own transformer and any Hugging Face one."""

@@ -1,0 +1,65 @@
+"""Stock models by folder or hub id: found at once or refused with one line, read whole, never with remote code, never from a pickle."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+_FILE_SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
+
+
+def resolve(name: str) -> str:
+    """A local folder as it is, or a hub id (`name` or `owner/name`); raises ValueError for a path where nothing is.
+
+    The hub answers a mistyped path only after many retries, so whatever can only be a path never gets there.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ValueError(f"{name} has no config.json: give the folder that holds a model's config.json and model.safetensors")
+        return str(path)
+    if path.is_file() or path.suffix in _FILE_SUFFIXES:
+        raise ValueError(f"{name} is a file, not a model folder: give the folder that holds config.json and model.safetensors")
+    relative = name.startswith((".", "~")) or name.endswith("/") or "\\" in name
+    if relative or path.is_absolute() or len(path.parts) > 2 or (len(path.parts) == 2 and Path(path.parts[0]).is_dir()):
+        raise ValueError(f"no folder {name}: check the path, or give a hub id such as owner/name")
+    return name
+
+
+def is_masked_lm(config: PreTrainedConfig) -> bool:
+    """Whether the architecture is a masked LM; BERT's kind is one unless the configuration names its causal class."""
+    kind, named = type(config), config.architectures or []
+    if kind not in MODEL_FOR_MASKED_LM_MAPPING:
+        return False
+    return kind not in MODEL_FOR_CAUSAL_LM_MAPPING or MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ not in named
+
+
+def load(name: str, dtype: str) -> PreTrainedModel:
+    """The stock causal or masked LM of a folder or hub id, every weight read; raises ValueError with one line when that is impossible."""
+    place = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name} cannot be opened: {_first_line(error)}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ValueError(f"{name} is a {config.model_type} model, neither a causal nor a masked LM: choose another")
+    auto = AutoModelForMaskedLM if is_masked_lm(config) else AutoModelForCausalLM
+    try:
+        model, report = auto.from_pretrained(
+            place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        )
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are truncated or corrupt ({_first_line(error)}): copy or download them again") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the weights of {name} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise ValueError(f"{name} lacks {len(missing)} weights of {type(model).__name__} ({shown}): it is not a checkpoint of this model")
+    result: PreTrainedModel = model
+    return result
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

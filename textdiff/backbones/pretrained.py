@@ -1,0 +1,273 @@
+"""Any stock Hugging Face causal or masked LM as a trunk: no copied modelling code, no remote code.
+
+The stock model runs as it is. A hook on its output embedding takes the hidden states away and hands on zero positions, so its own
+forward pays no vocabulary projection; the head is then evaluated only where it is asked for. A causal LM becomes bidirectional through
+`config.is_causal`, which transformers saves with the checkpoint. What that switch does to an architecture is measured at load, never assumed.
+"""
+
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from textdiff.backbones import attention_masks, hub, leak
+from textdiff.backbones.base import Backbone, BackboneConfig, KeyValueCache, banned_ids
+from textdiff.batch import Batch
+from textdiff.prediction import Head
+from textdiff.vocab import Vocab
+
+_DTYPES = ("float32", "bfloat16", "float16", "auto")
+_LARGE = 300.0  # logits that no model leaves uncapped by chance; exact enough in half precision
+
+
+@dataclass(frozen=True)
+class Pretrained(BackboneConfig):
+    """A stock model by folder or hub id; "auto" keeps the number format its weights were saved in."""
+
+    name: str
+    dtype: str = "float32"
+    gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+
+    def load(self, folder: str | None = None) -> PreTrainedModel:
+        """The stock model with its weights, from `folder` instead of `name` when given; raises ValueError when it cannot be read whole."""
+        return hub.load(self.name if folder is None else folder, self.dtype)
+
+    def build(self, vocab: Vocab, causal: bool) -> "PretrainedBackbone":
+        """The trunk with its pretrained weights and a row for every id of `vocab`; raises ValueError when it cannot serve so."""
+        return self.wrap(self.load(), vocab, causal)
+
+    def wrap(self, trunk: PreTrainedModel, vocab: Vocab, causal: bool) -> "PretrainedBackbone":
+        """The same around a stock model that is loaded already."""
+        backbone = PretrainedBackbone(trunk, causal)
+        backbone.resize(vocab.size)
+        if self.gradient_checkpointing:
+            trunk.activation_checkpointing_enable()
+        return backbone
+
+
+class PretrainedContext(NamedTuple):
+    """What the stock forward is given beside the tokens: `attention_mask` (one, or one per layer type) and `position_ids`."""
+
+    inputs: dict[str, Any]
+
+    def rows(self, index: Tensor) -> "PretrainedContext":
+        """The same for a subset of rows."""
+        return PretrainedContext({name: _rows(value, index) for name, value in self.inputs.items()})
+
+
+def _rows(value: Any, index: Tensor) -> Any:
+    return {name: item[index] for name, item in value.items()} if isinstance(value, dict) else value[index]
+
+
+class PretrainedBackbone(Backbone):
+    """A loaded stock model behind the interface of a trunk; `trunk` is that model, as `generate` and `save_pretrained` want it.
+
+    Raises ValueError when the model cannot look in the asked direction, or when its logits are not its head applied to hidden states.
+    """
+
+    def __init__(self, trunk: PreTrainedModel, causal: bool) -> None:
+        super().__init__()
+        self.trunk, self.causal = trunk, causal
+        self._positioned = "position_ids" in inspect.signature(trunk.forward).parameters
+        self._scale = _logit_scale(trunk)
+        with _probing(trunk):
+            tokens = _ordinary_tokens(trunk, 5)
+            _turn(trunk, causal, tokens[:, :2])
+            self._check_head(tokens)
+            self._offset = self._position_offset(tokens)
+            self._packs = self._isolates(tokens)
+        # not every configuration has this field: relative positions have no limit
+        positions = getattr(trunk.config, "max_position_embeddings", None) or sys.maxsize
+        self.max_length = positions - (self._offset or 0)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding and of the head; those beyond the tokenizer are spare."""
+        return int(self._output.weight.shape[0])
+
+    @property
+    def _output(self) -> nn.Linear:
+        output = self.trunk.get_output_embeddings()
+        if not isinstance(output, nn.Linear):
+            raise ValueError(f"{_title(self.trunk)} has {type(output).__name__} where a linear output embedding was expected: choose another")
+        return output
+
+    def context(self, batch: Batch, ahead: Tensor | None = None) -> PretrainedContext:
+        """Masks and positions of a batch; `ahead` (L, L) bool narrows what a bidirectional trunk sees of the future (annealing, blocks).
+
+        Raises ValueError for a batch that is too long, has a source, or needs a mask that the stock model cannot take.
+        """
+        length = batch.tokens.shape[1]
+        if length > self.max_length:
+            raise ValueError(f"{length} tokens exceed the model's max_length of {self.max_length}: shorten the input")
+        if batch.source.shape[1]:
+            raise ValueError(f"{_title(self.trunk)} has no encoder but the batch has a source: put the source before the target as a prefix")
+        inputs: dict[str, Any] = {}
+        if bool(batch.document.any()) or ahead is not None:
+            if not self._packs:
+                raise ValueError(f"{_title(self.trunk)} cannot keep packed documents apart: pad them (one document per row) instead")
+            inputs["attention_mask"] = self._masks(batch.attend, batch.document, ahead)
+        elif not bool(batch.attend.all()):
+            inputs["attention_mask"] = batch.attend.long()
+        if self._offset is not None:
+            inputs["position_ids"] = attention_masks.positions(batch.document) + self._offset
+        return PretrainedContext(inputs)
+
+    def _masks(self, attend: Tensor, document: Tensor, ahead: Tensor | None) -> Tensor | dict[str, Tensor]:
+        config = self.trunk.config.get_text_config(decoder=True)
+        window: int | None = getattr(config, "sliding_window", None)  # a field of the architectures that have one, as is layer_types
+
+        def build(window: int | None) -> Tensor:
+            mask = attention_masks.stock(attend, document, self.causal, window, ahead)
+            return attention_masks.additive(mask, self.trunk.dtype) if config._attn_implementation == "eager" else mask
+
+        kinds = getattr(config, "layer_types", None)
+        if kinds is None:
+            return build(window)
+        return {kind: build(window if kind == "sliding_attention" else None) for kind in sorted(set(kinds))}
+
+    def forward(self, tokens: Tensor, context: PretrainedContext, noise: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+        """Hidden states (B, L, H) as the output embedding reads them; stock trunks take no noise level.
+
+        Raises ValueError when given a cache: `trunk.generate` keeps the cache of its own architecture.
+        """
+        if cache is not None:
+            raise ValueError(f"{_title(self.trunk)} keeps its own key-value cache: sample it through the stock `generate`")
+        taken: list[Tensor] = []
+
+        def take(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            taken.append(args[0])
+            return (args[0][:, :0],)
+
+        handle = self._output.register_forward_pre_hook(take)
+        try:
+            self.trunk(input_ids=tokens, **leak.without_cache(self.trunk), **context.inputs)
+        finally:
+            handle.remove()
+        if len(taken) != 1 or taken[0].shape[:2] != tokens.shape:
+            raise ValueError(f"{_title(self.trunk)} does not project one hidden state per token to its vocabulary: choose another model")
+        return taken[0] if self._scale == 1 else taken[0] * self._scale
+
+    def head(self, banned: tuple[int, ...] = ()) -> Head:
+        weight, bias = self._output.weight, self._output.bias
+        return Head(weight, None if bias is None else bias * self._scale, banned_ids(banned, weight))
+
+    def init_weights(self, module: nn.Module) -> None:
+        """Nothing: the trunk came with its weights."""
+
+    def resize(self, rows: int) -> None:
+        """Grow embedding and head to `rows`, new rows at the mean of the old, ties kept; raises ValueError when that would drop rows."""
+        old = self.rows
+        if rows < old:
+            raise ValueError(f"the vocabulary has {rows} rows but {_title(self.trunk)} has {old}: build it with Vocab.of(tokenizer, size={old})")
+        if rows == old:
+            return
+        self.trunk.resize_token_embeddings(rows, mean_resizing=False)
+        embedding = self.trunk.get_input_embeddings()
+        weights = {id(weight): weight for weight in (embedding.weight, self._output.weight, self._output.bias) if weight is not None}
+        with torch.no_grad():
+            for weight in weights.values():
+                assert isinstance(weight, Tensor)
+                weight[old:] = weight[:old].float().mean(0).to(weight.dtype)
+
+    def _check_head(self, tokens: Tensor) -> None:
+        """Refuse a model whose logits are not `head(hidden)`: capped, or scaled by something unknown."""
+        plain = self(tokens, PretrainedContext({}))
+        gain = _LARGE / float(self.head()(plain).abs().max())  # a soft cap cannot hide among large logits
+        handle = self._output.register_forward_pre_hook(lambda module, args: (args[0] * gain,))
+        try:
+            logits = self.trunk(input_ids=tokens, **leak.without_cache(self.trunk)).logits.float()
+        finally:
+            handle.remove()
+        bias = self._output.bias
+        ours = self.head()(plain) * gain + (0 if bias is None else bias * self._scale * (1 - gain)).float()
+        if _close(logits, ours, self.trunk.dtype):
+            return
+        ratio = float((logits * ours).sum() / (ours * ours).sum())
+        what = f"multiplies its logits by {ratio:.6g}" if _close(logits, ours * ratio) else "bends its logits (a soft cap)"
+        raise ValueError(f"{_title(self.trunk)} {what} after its output embedding, which textdiff does not reproduce: choose another model")
+
+    def _position_offset(self, tokens: Tensor) -> int | None:
+        """What `position_ids` start at (RoBERTa counts from its padding id on), or None when the model takes none."""
+        if not self._positioned:
+            return None
+        plain = self(tokens, PretrainedContext({}))
+        place = torch.arange(tokens.shape[1], device=tokens.device)[None]
+        candidates = (0, (self.trunk.config.pad_token_id or 0) + 1)
+        found = (offset for offset in candidates if _close(plain, self(tokens, PretrainedContext({"position_ids": place + offset}))))
+        return next(found, None)
+
+    def _isolates(self, tokens: Tensor) -> bool:
+        """Whether two documents in one row come out as they do alone, through the explicit mask and positions."""
+        config = self.trunk.config.get_text_config(decoder=True)
+        if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
+            return False
+        document = torch.tensor([[1, 1, 2, 2, 2]], device=tokens.device)
+        inputs: dict[str, Any] = {"attention_mask": self._masks(torch.ones_like(document, dtype=torch.bool), document, None)}
+        if self._offset is not None:
+            inputs["position_ids"] = attention_masks.positions(document) + self._offset
+        try:
+            packed = self(tokens, PretrainedContext(inputs))
+        except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):  # whatever a model does that takes no such mask
+            return False
+        return all(_close(packed[:, part], self(tokens[:, part], PretrainedContext({}))) for part in (slice(2), slice(2, 5)))
+
+
+def _title(trunk: PreTrainedModel) -> str:
+    return type(trunk).__name__
+
+
+def _logit_scale(trunk: PreTrainedModel) -> float:
+    """The factor between head and logits where the configuration names one (Cohere multiplies, Granite divides)."""
+    fields = trunk.config.get_text_config(decoder=True).to_dict()
+    return float(fields.get("logit_scale") or 1.0) / float(fields.get("logits_scaling") or 1.0)
+
+
+def _turn(trunk: PreTrainedModel, causal: bool, tokens: Tensor) -> None:
+    """Make the trunk look the asked way, and refuse it when it does not."""
+    masked = hub.is_masked_lm(trunk.config)
+    if causal and masked:
+        raise ValueError(f"{_title(trunk)} is a masked LM, bidirectional by construction: ask for causal=False or take a causal LM")
+    config = trunk.config.get_text_config(decoder=True)
+    if not masked and getattr(config, "is_causal", True) != causal:  # stock configurations lack the field until it is set
+        config.is_causal = causal
+    sees_ahead = leak.sees_ahead(trunk, tokens)
+    if causal and sees_ahead:
+        raise ValueError(f"{_title(trunk)} lets a position see later tokens: it cannot serve as a causal model")
+    one_way = [] if causal else leak.one_way_layers(trunk, tokens)
+    if not causal and (one_way or not sees_ahead):
+        where = f"in {len(one_way)} layers, the first {one_way[0]}" if one_way else "throughout"
+        raise ValueError(f"{_title(trunk)} stays causal {where}, also with is_causal=False: choose another model for diffusion")
+
+
+@contextmanager
+def _probing(trunk: PreTrainedModel) -> Iterator[None]:
+    training = trunk.training
+    trunk.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        trunk.train(training)
+
+
+def _ordinary_tokens(trunk: PreTrainedModel, count: int) -> Tensor:
+    """(1, count) ids, none of them padding, which some models treat apart."""
+    ids = [i for i in range(count + 1) if i != trunk.config.pad_token_id]
+    return torch.tensor([ids[:count]], device=trunk.device)
+
+
+def _close(one: Tensor, two: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Equal up to the rounding of the number format: 0.01 % of the largest value, 5 % in half precision."""
+    tolerance = 0.05 if (dtype or one.dtype) in (torch.bfloat16, torch.float16) else 1e-4
+    return bool((one - two).abs().max() <= tolerance * two.abs().max())

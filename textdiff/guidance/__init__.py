@@ -1,0 +1,1 @@
+"""Wrappers that steer a denoiser; samplers never know."""

@@ -1,0 +1,55 @@
+"""Temperature, top-k and top-p: changes of the law that tokens are drawn from, applied to the prediction before any posterior."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textdiff.guidance.base import Guidance, GuidedDenoiser
+from textdiff.prediction import Prediction, TransformedPrediction
+from textdiff.processes.base import Denoiser
+
+
+@dataclass(frozen=True)
+class Filters(Guidance):
+    """Divide logits by `temperature` (0: always the most probable token), keep the `top_k` best (0: all), then the nucleus of mass `top_p`.
+
+    The token that crosses `top_p` is kept (Holtzman et al. 2020, as Hugging Face and Duo; BD3-LM and ReMDM drop it).
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}, expected 0 (keep all) or more")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}, expected a number in (0, 1]")
+
+    def __call__(self, denoiser: Denoiser) -> Denoiser:
+        if self == Filters():
+            return denoiser
+        return GuidedDenoiser(denoiser, self.applied)
+
+    def applied(self, pred: Prediction) -> Prediction:
+        """A prediction that draws from the filtered law."""
+        return TransformedPrediction(pred, self.logits)
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """Filtered logits (N, V); what is dropped is -inf."""
+        if self.temperature == 0:
+            best = logits.argmax(-1, keepdim=True)
+            return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+        logits = logits / self.temperature
+        if 0 < self.top_k < logits.shape[-1]:
+            least = logits.topk(self.top_k, dim=-1).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        if self.top_p < 1:
+            ordered, index = logits.sort(dim=-1, descending=True)
+            probability = ordered.softmax(-1)
+            before = probability.double().cumsum(-1) - probability.double()
+            logits = logits.masked_fill((before >= self.top_p).gather(-1, index.argsort(-1)), -torch.inf)
+        return logits

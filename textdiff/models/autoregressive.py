@@ -1,0 +1,107 @@
+"""The rival: each token from those before it, with an exact likelihood."""
+
+from dataclasses import dataclass, field
+import torch
+from torch import Tensor
+
+from textdiff import spec as plain
+from textdiff.backbones.base import Backbone, BackboneConfig, Context, KeyValueCache
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.batch import Batch
+from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.generation import TextDiffusionGenerationMixin
+from textdiff.prediction import Head, HeadPrediction, Prediction
+from textdiff.processes.left_to_right import LeftToRight
+from textdiff.randomness import Rng
+from textdiff.samplers.autoregressive import Autoregressive
+from textdiff.samplers.base import Sampler
+from textdiff.vocab import Vocab
+
+
+class AutoregressiveConfig(TextDiffConfig):
+    """`config.json` of an `AutoregressiveLM`."""
+
+    model_type = "textdiff-autoregressive"
+
+
+@dataclass(frozen=True)
+class AutoregressiveSpec(ModelSpec):
+    """An autoregressive model without its weights."""
+
+    backbone: BackboneConfig = field(default_factory=TransformerConfig)
+
+    def build(self, vocab: Vocab, backbone: Backbone | None = None) -> "AutoregressiveLM":
+        """The model with fresh weights, or around a trunk that already has them."""
+        config = AutoregressiveConfig(spec=plain.to_plain(self), vocab=plain.to_plain(vocab))
+        return AutoregressiveLM(config, backbone)
+
+
+class CausalPredictor:
+    """A causal trunk bound to one batch: whole rows at once when called, or token by token with a cache through `read`."""
+
+    def __init__(self, backbone: Backbone, context: Context, head: Head, rows: int, length: int) -> None:
+        self.backbone, self.context, self.head = backbone, context, head
+        self._cache, self._shape = KeyValueCache(length), (rows, length)
+
+    def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> HeadPrediction:
+        """Belief about every token from those before it; nothing is before the first, whose belief is meaningless."""
+        hidden = self.backbone(xt, self.context)
+        return HeadPrediction(torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1), self.head)
+
+    def rows(self, index: Tensor) -> "CausalPredictor":
+        """The same, with an empty cache, for a subset of rows."""
+        return CausalPredictor(self.backbone, self.context.rows(index), self.head, len(index), self._shape[1])
+
+    def read(self, tokens: Tensor) -> HeadPrediction:
+        """Append `tokens` (B, n) to what was read; belief about the next token, (B, 1)."""
+        hidden = self.backbone(tokens, self.context, cache=self._cache)
+        return HeadPrediction(hidden[:, -1:], self.head)
+
+
+class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):
+    """A causal language model; its likelihood is exact."""
+
+    config: AutoregressiveConfig
+    nll_is_bound = False
+    process = LeftToRight()
+
+    def __init__(self, config: AutoregressiveConfig, backbone: Backbone | None = None) -> None:
+        super().__init__(config)
+        self.backbone = self.spec.backbone.build(self.vocab, causal=True) if backbone is None else backbone
+        self.post_init()
+
+    def _head(self) -> Head:
+        # A stock model keeps its own normaliser, so that its likelihood is the one transformers computes.
+        return self.backbone.head(self.vocab.unemittable if self.backbone.trunk is None else ())
+
+    def predictor(self, batch: Batch) -> CausalPredictor:
+        """The network bound to a batch."""
+        return CausalPredictor(self.backbone, self.backbone.context(batch), self._head(), *batch.tokens.shape)
+
+    def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The tokens are their own state."""
+        return batch.tokens, batch.target
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The state is the tokens."""
+        return x0
+
+    def default_sampler(self, steps: int | None = None) -> Sampler:
+        if steps is not None:
+            raise ValueError("an autoregressive model takes one step per token: leave max_denoising_steps out")
+        return Autoregressive(eos_id=-1 if self.vocab.eos_id is None else self.vocab.eos_id)
+
+    def _nats(self, batch: Batch) -> Tensor:
+        if bool(batch.target[:, 0].any()):
+            raise ValueError("the first token of a row cannot be scored left to right: begin each row with BOS, or do not make it a target")
+        pred = self.predictor(batch)(batch.tokens, batch.sample_id)
+        log_prob = pred.log_prob(batch.tokens, batch.target)
+        return torch.zeros(batch.tokens.shape, dtype=log_prob.dtype, device=log_prob.device).masked_scatter(batch.target, -log_prob)
+
+    def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
+        total = self._nats(batch).sum()
+        return Loss(total, batch.target.sum(), total.detach(), {})
+
+    @torch.no_grad()
+    def nll(self, batch: Batch, rng: Rng) -> Tensor:
+        return self._nats(batch).double().sum(1)

@@ -1,0 +1,104 @@
+"""Diffusion over tokens: a process, a trunk that sees the noisy tokens, and an objective."""
+
+from dataclasses import dataclass, field
+import torch
+from torch import Tensor
+
+from textdiff import spec as plain
+from textdiff.backbones.base import Backbone, BackboneConfig, Context
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.batch import Batch, Clean
+from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.generation import TextDiffusionGenerationMixin
+from textdiff.models.objective import Bound, Objective
+from textdiff.prediction import Head, HeadPrediction, Prediction
+from textdiff.processes.base import Noising, Process
+from textdiff.processes.masked import ExactCount, Masked
+from textdiff.randomness import Rng
+from textdiff.samplers.ancestral import Ancestral
+from textdiff.samplers.base import Sampler
+from textdiff.vocab import Vocab
+
+
+class DiscreteConfig(TextDiffConfig):
+    """`config.json` of a `DiscreteDiffusionLM`."""
+
+    model_type = "textdiff-discrete"
+
+
+@dataclass(frozen=True)
+class Discrete(ModelSpec):
+    """A token diffusion model without its weights."""
+
+    process: Process = Masked()
+    backbone: BackboneConfig = field(default_factory=TransformerConfig)
+    objective: Objective = Bound()
+    noising: Noising = ExactCount()
+    shift: bool = False  # position l is read from the trunk's output at l - 1, as trunks that came from an AR model expect
+
+    def build(self, vocab: Vocab, backbone: Backbone | None = None) -> "DiscreteDiffusionLM":
+        """The model with fresh weights, or around a trunk that already has them."""
+        config = DiscreteConfig(spec=plain.to_plain(self), vocab=plain.to_plain(vocab))
+        return DiscreteDiffusionLM(config, backbone)
+
+
+class NetworkPredictor:
+    """A trunk and its head bound to one batch."""
+
+    def __init__(self, model: "DiscreteDiffusionLM", context: Context, head: Head) -> None:
+        self.model, self.context, self.head = model, context, head
+
+    def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> HeadPrediction:
+        """Belief about x0; the trunk is told the noise level 1 - alpha(t), which means the same under every schedule."""
+        noise = 1 - self.model.process.schedule.alpha(t)
+        hidden = self.model.backbone(xt, self.context, noise)
+        if self.model.spec.shift:
+            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+        return HeadPrediction(hidden, self.head)
+
+    def rows(self, index: Tensor) -> "NetworkPredictor":
+        """The same for a subset of rows."""
+        return NetworkPredictor(self.model, self.context.rows(index), self.head)
+
+
+class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):
+    """A `Denoiser` with weights; its likelihood is an upper bound."""
+
+    config: DiscreteConfig
+    nll_is_bound = True
+
+    def __init__(self, config: DiscreteConfig, backbone: Backbone | None = None) -> None:
+        super().__init__(config)
+        self.process: Process = self.spec.process.bind(self.vocab)
+        self.backbone = self.spec.backbone.build(self.vocab, causal=False) if backbone is None else backbone
+        self.post_init()
+
+    def predictor(self, batch: Batch) -> NetworkPredictor:
+        """The network bound to a batch."""
+        return NetworkPredictor(self, self.backbone.context(batch), self.backbone.head(self.vocab.unemittable))
+
+    def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The tokens are their own state."""
+        return batch.tokens, batch.target
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The state is the tokens."""
+        return x0
+
+    def default_sampler(self, steps: int | None = None) -> Sampler:
+        return Ancestral() if steps is None else Ancestral(steps=steps)
+
+    def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
+        clean, rng = Clean(batch.tokens, batch.tokens), Rng(seed, step, batch.sample_id)
+        noised = self.spec.noising(self.process, clean.x, batch.target, batch.stratum, rng)
+        pred = self.predictor(batch)(noised.xt, noised.t)
+        nats, bound = self.spec.objective(self.process, pred, clean, noised, batch.target)
+        return Loss(nats.sum(), batch.target.sum(), bound.sum(), {})
+
+    @torch.no_grad()
+    def nll(self, batch: Batch, rng: Rng) -> Tensor:
+        """One draw of the bound by exact mask counts; `batch.stratum` places it among a sequence's repetitions."""
+        clean = Clean(batch.tokens, batch.tokens)
+        noised = ExactCount()(self.process, clean.x, batch.target, batch.stratum, rng)
+        pred = self.predictor(batch)(noised.xt, noised.t)
+        return Bound()(self.process, pred, clean, noised, batch.target)[1].double().sum(1)

@@ -1,0 +1,209 @@
+"""`generate` in the shapes of transformers: the names and the streamer contract of its own text diffusion model (DiffusionGemma)."""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.utils import ModelOutput
+
+from textdiff import spec as plain
+from textdiff.batch import Batch
+from textdiff.guidance.filters import Filters
+from textdiff.processes.base import Denoiser
+from textdiff.processes.left_to_right import LeftToRight
+from textdiff.randomness import Rng
+from textdiff.samplers.base import Canvas, Sampler
+from textdiff.vocab import Vocab
+
+
+class TextDiffusionGenerationConfig(GenerationConfig):
+    """`generation_config.json`: how a model generates unless a call says otherwise.
+
+    `max_new_tokens`, `max_denoising_steps`, `sampler_config` (a `Sampler` or its plain form), `temperature`, `top_k`, `top_p`, `do_sample`
+    (False means temperature 0), `seed` (None: drawn from torch's generator) and the special ids. Anything else is refused.
+    """
+
+    _OWN = ("max_new_tokens", "max_denoising_steps", "sampler_config", "temperature", "top_k", "top_p", "do_sample", "seed")
+    _IDS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
+
+    def __init__(self, **kwargs: Any) -> None:
+        own = {name: kwargs.pop(name, None) for name in ("max_denoising_steps", "sampler_config", "seed", "mask_token_id")}
+        super().__init__(**kwargs)
+        self.max_new_tokens = 64 if self.max_new_tokens is None else self.max_new_tokens
+        self.max_denoising_steps: int | None = own["max_denoising_steps"]
+        sampler = own["sampler_config"]
+        self.sampler_config: dict[str, Any] | None = plain.to_plain(sampler) if isinstance(sampler, Sampler) else sampler
+        self.seed: int | None = own["seed"]
+        self.mask_token_id: int | None = own["mask_token_id"]
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> "TextDiffusionGenerationConfig":
+        """Model configurations hold nothing about generation."""
+        raise NotImplementedError
+
+    def updated(self, **changes: Any) -> "TextDiffusionGenerationConfig":
+        """A copy with some fields changed; raises ValueError for a field that generation does not read."""
+        known = (*self._OWN, *self._IDS)
+        for name in changes:
+            if name not in known:
+                raise ValueError(f"generate got {name!r}, which it does not read; it reads {', '.join(known)}")
+        return TextDiffusionGenerationConfig(**{name: changes.get(name, vars(self)[name]) for name in known})
+
+    def filters(self) -> Filters:
+        """Temperature, top-k and top-p as guidance."""
+        temperature = 0.0 if self.do_sample is False else 1.0 if self.temperature is None else self.temperature
+        return Filters(temperature, self.top_k or 0, 1.0 if self.top_p is None else self.top_p)
+
+
+@dataclass
+class TextDiffusionOutput(ModelOutput):
+    """What `generate` returns."""
+
+    sequences: Tensor | None = None  # (B, P + new) long, prompt included; padding after the end of a row
+    nfe: Tensor | None = None  # (B,) long, network calls each row took part in
+    tokens_per_forward: Tensor | None = None  # (B,) generated tokens per call
+
+
+class Streamer(Protocol):
+    """The protocol of transformers' streamers; one with `put_draft` also sees every canvas."""
+
+    def put(self, value: Tensor) -> None: ...
+
+    def end(self) -> None: ...
+
+
+class DraftStreamer(Streamer, Protocol):
+    """A streamer that shows drafts, such as transformers' TextDiffusionStreamer."""
+
+    def put_draft(self, value: Tensor) -> None: ...
+
+
+class _Prompt(NamedTuple):
+    batch: Batch  # right-padded canvas: each row's prompt, then its blanks
+    generated: Tensor  # (B, N) long, the canvas columns of the new tokens
+    kept: Tensor  # (B, P) bool, prompt tokens that are not padding
+
+
+class TextDiffusionGenerationMixin:
+    """Adds `generate` to a language model that is a `Denoiser`."""
+
+    generation_config_class = TextDiffusionGenerationConfig
+    generation_config: TextDiffusionGenerationConfig
+    vocab: Vocab
+
+    def default_sampler(self, steps: int | None = None) -> Sampler:
+        """The sampler used when nobody names one, with a number of steps where it has one."""
+        raise NotImplementedError
+
+    def adjust_generation_fn(
+        self, generation_config: Any, from_auto_class: Any, from_pipeline: Any, folder: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        """Called by `from_pretrained`: read generation_config.json beside the weights."""
+        if generation_config is not None:
+            self.generation_config = generation_config
+            return
+        names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
+        try:
+            self.generation_config = TextDiffusionGenerationConfig.from_pretrained(folder, **{k: kwargs[k] for k in names if k in kwargs})
+        except OSError:  # a folder without the file: the defaults stand
+            self.generation_config = TextDiffusionGenerationConfig()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: TextDiffusionGenerationConfig | None = None,
+        streamer: Streamer | None = None,
+        sampler: Sampler | None = None,
+        **kwargs: Any,
+    ) -> TextDiffusionOutput:
+        """Continue prompts (B, P), padded on either side, by `max_new_tokens`, and fill every mask token in them.
+
+        Raises ValueError for prompts that do not fit the model, a sampler that does not fit its process, and unknown options.
+        """
+        denoiser: Any = self
+        config = (generation_config or self.generation_config).updated(**kwargs)
+        sampler = self._sampler(config) if sampler is None else sampler
+        input_ids, attention_mask = self._prompt(input_ids, attention_mask)
+        if streamer is not None and len(input_ids) > 1:
+            raise ValueError(f"a streamer shows one row and the batch has {len(input_ids)}: generate row by row, or without it")
+        prompt = self._canvas(input_ids, attention_mask, config.max_new_tokens)
+        seed = int(torch.randint(2**31, ())) if config.seed is None else config.seed
+        rng = Rng(seed, 0, prompt.batch.sample_id)
+        guided: Denoiser = config.filters()(denoiser)
+        canvas = None
+        if streamer is not None:
+            streamer.put(input_ids.cpu())
+        for canvas in sampler.trajectory(guided, prompt.batch, rng):
+            if streamer is not None and hasattr(streamer, "put_draft"):  # transformers' own test for streamers of drafts
+                streamer.put_draft(_new_tokens(canvas, prompt).cpu())
+        assert canvas is not None
+        output = self._output(denoiser.decode(canvas.x), canvas, prompt, input_ids)
+        if streamer is not None:
+            assert output.sequences is not None
+            streamer.put(output.sequences[0, input_ids.shape[1] :].cpu())
+            streamer.end()
+        return output
+
+    def _sampler(self, config: TextDiffusionGenerationConfig) -> Sampler:
+        if config.sampler_config is not None:
+            options = dict(config.sampler_config)
+            if config.max_denoising_steps is not None:
+                options["steps"] = config.max_denoising_steps
+            sampler = plain.from_plain(options)
+            assert isinstance(sampler, Sampler)
+            return sampler
+        return self.default_sampler(config.max_denoising_steps)
+
+    def _prompt(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if input_ids is None:
+            first = self.vocab.bos_id if self.vocab.bos_id is not None else self.vocab.eos_id
+            if first is None:
+                raise ValueError("generate got no prompt and the tokenizer has no BOS or EOS token to begin with: give input_ids")
+            device = next(self.parameters()).device  # type: ignore[attr-defined]
+            input_ids = torch.full((1, 1), first, device=device)
+        if input_ids.dim() != 2 or input_ids.dtype != torch.long:
+            raise ValueError(f"input_ids are {tuple(input_ids.shape)} {input_ids.dtype}, expected (batch, length) int64")
+        if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.vocab.size:
+            raise ValueError(f"input_ids go up to {int(input_ids.max())} and the model has {self.vocab.size} rows: was it another tokenizer?")
+        return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
+
+    def _canvas(self, input_ids: Tensor, attention_mask: Tensor, new: int) -> _Prompt:
+        if new < 0:
+            raise ValueError(f"max_new_tokens is {new}, expected 0 or more")
+        rows, device = len(input_ids), input_ids.device
+        kept = attention_mask.bool()
+        lengths = kept.sum(1)
+        width = int(lengths.max()) + new
+        if width > self.max_length:
+            raise ValueError(f"a prompt of {int(lengths.max())} tokens and {new} new ones exceed the model's {self.max_length}: shorten one")
+        blank = self.vocab.mask_id if self.vocab.mask_id is not None else self.vocab.eos_id or 0
+        column = torch.arange(width, device=device).expand(rows, -1)
+        is_prompt = column < lengths[:, None]
+        tokens = torch.full((rows, width), blank, device=device).masked_scatter(is_prompt, input_ids[kept])
+        attend = column < lengths[:, None] + new
+        infill = is_prompt & (tokens == self.vocab.mask_id) if self.vocab.mask_id is not None else torch.zeros_like(is_prompt)
+        if bool(infill.any()) and isinstance(self.process, LeftToRight):  # type: ignore[attr-defined]
+            raise ValueError("the prompt holds mask tokens and this model only continues text: fill them with a diffusion model")
+        target = infill | (attend & ~is_prompt)
+        tokens = tokens.masked_fill(~attend, self.vocab.pad_id if self.vocab.pad_id is not None else blank)
+        generated = lengths[:, None] + torch.arange(new, device=device)
+        return _Prompt(Batch.of(tokens, target=target, attend=attend), generated, kept)
+
+    def _output(self, x0: Tensor, canvas: Canvas, prompt: _Prompt, input_ids: Tensor) -> TextDiffusionOutput:
+        fresh, vocab = x0.gather(1, prompt.generated), self.vocab
+        if vocab.eos_id is not None:
+            ended = (fresh == vocab.eos_id).cumsum(1) - (fresh == vocab.eos_id).long() > 0
+            fresh = fresh.masked_fill(ended, vocab.pad_id if vocab.pad_id is not None else vocab.eos_id)
+        column = torch.arange(x0.shape[1], device=x0.device)
+        is_prompt = column < prompt.kept.sum(1, keepdim=True)
+        filled = input_ids.masked_scatter(prompt.kept, x0[is_prompt])
+        tokens = prompt.batch.target.sum(1)
+        return TextDiffusionOutput(torch.cat([filled, fresh], dim=1), canvas.nfe, tokens / canvas.nfe.clamp_min(1))
+
+
+def _new_tokens(canvas: Canvas, prompt: _Prompt) -> Tensor:
+    return canvas.x.gather(1, prompt.generated)[0] if prompt.generated.shape[1] else canvas.x[0]

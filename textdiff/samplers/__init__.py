@@ -1,0 +1,1 @@
+"""Sampling loops as generators of canvases."""

@@ -1,0 +1,66 @@
+"""A sampler is a generator of canvases over a `Denoiser`; it knows neither the network nor the guidance around it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from textdiff.batch import Batch
+from textdiff.processes.base import Denoiser, Process
+from textdiff.randomness import Rng
+
+
+class Canvas(NamedTuple):
+    """One moment of a sampling run."""
+
+    x: Tensor  # the state, (B, L) long or (B, L, D)
+    t: float  # the time it stands at, 1 at the start, 0 at the end
+    nfe: Tensor  # (B,) long, how many network calls each row has taken part in so far
+    settled: Tensor  # (B, L) bool, positions that will not change any more
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """The loop; `law` says what its samples follow given a perfect denoiser: exactly its law, that law as steps grow, or neither."""
+
+    requires: ClassVar[type[Process]] = Process
+    law: ClassVar[str] = "approximate"
+
+    def check(self, denoiser: Denoiser) -> None:
+        """Raise ValueError when the sampler does not fit the denoiser's process."""
+        if not isinstance(denoiser.process, self.requires):
+            raise ValueError(
+                f"{type(self).__name__} samples a {self.requires.__name__} process and the model's is {type(denoiser.process).__name__}: "
+                "choose a sampler made for it"
+            )
+
+    def trajectory(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Iterator[Canvas]:
+        """Every canvas from pure noise to the result; the tensors of a yielded canvas are never modified afterwards."""
+        raise NotImplementedError
+
+    def sample(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Tensor:
+        """Token ids (B, L): the targets generated, everything else untouched."""
+        canvas = None
+        for canvas in self.trajectory(denoiser, batch, rng):
+            pass
+        assert canvas is not None
+        return denoiser.decode(canvas.x)
+
+
+def require_steps(steps: int) -> None:
+    """Raise ValueError when a number of sampling steps is below 1."""
+    if steps < 1:
+        raise ValueError(f"steps is {steps}, expected 1 or more")
+
+
+def start(denoiser: Denoiser, batch: Batch, rng: Rng) -> tuple[Canvas, Tensor, Tensor]:
+    """The first canvas (noise at the targets, everything else known), the known state and the targets."""
+    known, target = denoiser.canvas(batch)
+    x = denoiser.process.prior(known, rng).where(_like(target, known), known)
+    return Canvas(x, 1.0, torch.zeros(len(x), dtype=torch.long, device=x.device), ~target), known, target
+
+
+def _like(target: Tensor, x: Tensor) -> Tensor:
+    return target if x.dim() == 2 else target[..., None]
