@@ -59,8 +59,7 @@ class Markov:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Exact log-probability of sequences (B, L) of at most `length` states, (B,) nats."""
-        nats: Tensor = self.initial.log()[x[:, 0]] + self.transition.log()[x[:, :-1], x[:, 1:]].sum(1)
-        return nats
+        return self.initial.log()[x[:, 0]] + self.transition.log()[x[:, :-1], x[:, 1:]].sum(1)
 
     def laws(self) -> Tensor:
         """The law of the state at each position, (L, K)."""
@@ -79,7 +78,8 @@ class Markov:
         if not 0 < distance < self.length:
             raise ValueError(f"distance is {distance}, expected 1 to {self.length - 1}, one less than the length of the sequences")
         first = self.laws()[: self.length - distance].mean(0)
-        return first[:, None] * torch.linalg.matrix_power(self.transition, distance)
+        later: Tensor = torch.linalg.matrix_power(self.transition, distance)
+        return first[:, None] * later
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from textdiff.randomness import Rng
 
 _BUDGET_BYTES = {"cpu": 256 * 2**20, "other": 2 * 2**30}  # logits held at once; chunking below this costs time and saves nothing
 _LEAST_ROWS = 128
+_SCRATCH_BYTES = {"cpu": 4 * 2**20, "other": 256 * 2**20}  # temporaries of one pass over logits; on a CPU they stay in the cache
 
 
 def chunk_rows(vocabulary: int, device: torch.device) -> int:
@@ -69,7 +70,7 @@ class _LinearLogProb(torch.autograd.Function):
             for start in range(0, len(hidden), step):
                 rows = slice(start, start + step)
                 logits = _project(hidden[rows], low, bias, banned, dtype)
-                normaliser[rows] = logits.logsumexp(-1)
+                normaliser[rows] = _log_normaliser(logits)
                 result[rows] = logits.gather(-1, tokens[rows, None])[:, 0] - normaliser[rows]
         ctx.save_for_backward(hidden, weight, bias, banned, tokens, normaliser, logits if keep else None)
         return result
@@ -106,6 +107,12 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, banned: Tensor
     if banned is not None:
         logits.index_fill_(-1, banned, -torch.inf)
     return logits
+
+
+def _log_normaliser(logits: Tensor) -> Tensor:
+    """logsumexp of each row, in blocks: a temporary as large as the logits would double the peak memory, and its page faults are dear."""
+    scratch = _SCRATCH_BYTES["cpu" if logits.device.type == "cpu" else "other"]
+    return torch.cat([block.logsumexp(-1) for block in logits.split(max(1, scratch // (4 * logits.shape[-1])))])
 
 
 class Prediction:
@@ -223,7 +230,7 @@ def draw_categorical(logits: Tensor, uniform: Tensor, block: int = 256) -> tuple
     rows, vocabulary = logits.shape
     top = logits.amax(-1, keepdim=True)
     weight = (logits - top).exp_()
-    weight = torch.nn.functional.pad(weight, (0, -vocabulary % block)).view(rows, -1, block)
+    weight = torch.nn.functional.pad(weight, (0, -vocabulary % block)).unflatten(-1, (-1, block))
     coarse = weight.sum(-1, dtype=torch.float64).cumsum(-1)  # (N, V / block)
     total = coarse[:, -1]
     chosen = _first_above(coarse, uniform * total)

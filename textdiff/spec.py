@@ -10,7 +10,9 @@ import importlib
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
 
 
 def to_plain(value: Any) -> Any:
@@ -31,7 +33,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(data: Any, trusted: tuple[str, ...] = ("textdiff",)) -> Any:
-    """The inverse of `to_plain`; raises ValueError for an untrusted or unknown class, an unknown field, or a value of the wrong type."""
+    """The inverse of `to_plain`; raises ValueError for an untrusted or unknown class, an unknown or missing field, or a wrong type."""
     if isinstance(data, list):
         return tuple(from_plain(item, trusted) for item in data)
     if not isinstance(data, dict):
@@ -50,7 +52,19 @@ def from_plain(data: Any, trusted: tuple[str, ...] = ("textdiff",)) -> Any:
             hint = f"; did you mean {close[0]!r}?" if close else f"; its fields are {known}"
             raise ValueError(f"{kind.__name__} has no field {name!r}{hint}")
         values[name] = _checked(from_plain(item, trusted), hints[name], f"{kind.__name__}.{name}")
+    missing = [f.name for f in dataclasses.fields(kind) if f.init and f.name not in values and _is_required(f)]
+    if missing:
+        raise ValueError(f"{kind.__name__} needs {missing}, which the data does not give")
     return kind(**values)
+
+
+def _is_required(field: "dataclasses.Field[Any]") -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def replaced(value: Kind, **changes: Any) -> Kind:
+    """`dataclasses.replace` for values known only by a base class."""
+    return dataclasses.replace(value, **changes)  # type: ignore[type-var]
 
 
 def _find_class(path: str, trusted: tuple[str, ...]) -> type:
@@ -69,6 +83,8 @@ def _find_class(path: str, trusted: tuple[str, ...]) -> type:
 def _checked(value: Any, hint: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
+    if isinstance(value, str) and not _fits(value, hint) and _fits(Path(value), hint):
+        return Path(value)
     if not _fits(value, hint):
         raise ValueError(f"{where} got {value!r} ({type(value).__name__}), expected {getattr(hint, '__name__', hint)}")
     return value

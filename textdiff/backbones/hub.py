@@ -27,12 +27,21 @@ def resolve(name: str) -> str:
     return name
 
 
-def is_masked_lm(config: PreTrainedConfig) -> bool:
-    """Whether the architecture is a masked LM; BERT's kind is one unless the configuration names its causal class."""
-    kind, named = type(config), config.architectures or []
-    if kind not in MODEL_FOR_MASKED_LM_MAPPING:
-        return False
-    return kind not in MODEL_FOR_CAUSAL_LM_MAPPING or MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ not in named
+def is_masked_lm(trunk: PreTrainedModel) -> bool:
+    """Whether a loaded stock model is the masked LM of its architecture."""
+    kind = type(trunk.config)
+    return kind in MODEL_FOR_MASKED_LM_MAPPING and type(trunk) is MODEL_FOR_MASKED_LM_MAPPING[kind]
+
+
+def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForMaskedLM] | type[AutoModelForCausalLM]:
+    """BERT and its kind have both classes and are masked LMs, unless the configuration names the causal one."""
+    kind = type(config)
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING:
+        named_causal = MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ in (config.architectures or [])
+        return AutoModelForCausalLM if named_causal or kind not in MODEL_FOR_MASKED_LM_MAPPING else AutoModelForMaskedLM
+    if kind in MODEL_FOR_MASKED_LM_MAPPING:
+        return AutoModelForMaskedLM
+    raise ValueError(f"{name} is a {config.model_type} model, neither a causal nor a masked LM: choose another")
 
 
 def load(name: str, dtype: str) -> PreTrainedModel:
@@ -42,9 +51,7 @@ def load(name: str, dtype: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be opened: {_first_line(error)}") from error
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
-        raise ValueError(f"{name} is a {config.model_type} model, neither a causal nor a masked LM: choose another")
-    auto = AutoModelForMaskedLM if is_masked_lm(config) else AutoModelForCausalLM
+    auto = _auto_class(config, name)
     try:
         model, report = auto.from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False

@@ -23,6 +23,7 @@ from textdiff.prediction import Head
 from textdiff.vocab import Vocab
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
+_ROUNDING = 0.01  # of the largest logit: what regrouping experts may do to a causal model in half precision
 _LARGE = 300.0  # logits that no model leaves uncapped by chance; exact enough in half precision
 
 
@@ -70,25 +71,29 @@ def _rows(value: Any, index: Tensor) -> Any:
 
 
 class PretrainedBackbone(Backbone):
-    """A loaded stock model behind the interface of a trunk; `trunk` is that model, as `generate` and `save_pretrained` want it.
+    """A loaded stock model behind the interface of a trunk.
 
     Raises ValueError when the model cannot look in the asked direction, or when its logits are not its head applied to hidden states.
     """
 
     def __init__(self, trunk: PreTrainedModel, causal: bool) -> None:
         super().__init__()
-        self.trunk, self.causal = trunk, causal
+        self.stock, self.causal = trunk, causal
         self._positioned = "position_ids" in inspect.signature(trunk.forward).parameters
         self._scale = _logit_scale(trunk)
         with _probing(trunk):
             tokens = _ordinary_tokens(trunk, 5)
-            _turn(trunk, causal, tokens[:, :2])
+            _turn(trunk, causal, tokens[:, :3])
             self._check_head(tokens)
             self._offset = self._position_offset(tokens)
             self._packs = self._isolates(tokens)
-        # not every configuration has this field: relative positions have no limit
-        positions = getattr(trunk.config, "max_position_embeddings", None) or sys.maxsize
-        self.max_length = positions - (self._offset or 0)
+        positions = getattr(trunk.config, "max_position_embeddings", None)  # without the field (or -1) positions are relative: no limit
+        self.max_length = sys.maxsize if positions is None or positions < 0 else positions - (self._offset or 0)
+
+    @property
+    def trunk(self) -> PreTrainedModel:  # type: ignore[override]
+        """The stock model: it saves itself, and `trunk.generate` is the stock one."""
+        return self.stock
 
     @property
     def rows(self) -> int:
@@ -189,8 +194,7 @@ class PretrainedBackbone(Backbone):
             logits = self.trunk(input_ids=tokens, **leak.without_cache(self.trunk)).logits.float()
         finally:
             handle.remove()
-        bias = self._output.bias
-        ours = self.head()(plain) * gain + (0 if bias is None else bias * self._scale * (1 - gain)).float()
+        ours = self.head()(plain * gain)
         if _close(logits, ours, self.trunk.dtype):
             return
         ratio = float((logits * ours).sum() / (ours * ours).sum())
@@ -235,19 +239,21 @@ def _logit_scale(trunk: PreTrainedModel) -> float:
 
 def _turn(trunk: PreTrainedModel, causal: bool, tokens: Tensor) -> None:
     """Make the trunk look the asked way, and refuse it when it does not."""
-    masked = hub.is_masked_lm(trunk.config)
+    masked = hub.is_masked_lm(trunk)
     if causal and masked:
         raise ValueError(f"{_title(trunk)} is a masked LM, bidirectional by construction: ask for causal=False or take a causal LM")
     config = trunk.config.get_text_config(decoder=True)
     if not masked and getattr(config, "is_causal", True) != causal:  # stock configurations lack the field until it is set
         config.is_causal = causal
-    sees_ahead = leak.sees_ahead(trunk, tokens)
-    if causal and sees_ahead:
-        raise ValueError(f"{_title(trunk)} lets a position see later tokens: it cannot serve as a causal model")
-    one_way = [] if causal else leak.one_way_layers(trunk, tokens)
-    if not causal and (one_way or not sees_ahead):
-        where = f"in {len(one_way)} layers, the first {one_way[0]}" if one_way else "throughout"
-        raise ValueError(f"{_title(trunk)} stays causal {where}, also with is_causal=False: choose another model for diffusion")
+    padded = torch.tensor([[1, 1, 1], [1, 1, 0]], device=tokens.device)
+    for ids, attend in ((tokens, None), (tokens.expand(2, -1), padded)):  # padding makes a model write its mask out: another path
+        ahead = leak.look_ahead(trunk, ids, attend)
+        if causal and ahead > _ROUNDING:
+            raise ValueError(f"{_title(trunk)} lets a position see later tokens: it cannot serve as a causal model")
+        one_way = [] if causal else leak.one_way_layers(trunk, ids, attend)
+        if not causal and (one_way or ahead == 0):
+            where = f"in {len(one_way)} layers, the first {one_way[0]}" if one_way else "throughout"
+            raise ValueError(f"{_title(trunk)} stays causal {where}, also with is_causal=False: choose another model for diffusion")
 
 
 @contextmanager

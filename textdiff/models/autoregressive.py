@@ -1,6 +1,8 @@
 """The rival: each token from those before it, with an exact likelihood."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from textdiff.backbones.base import Backbone, BackboneConfig, Context, KeyValueC
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
-from textdiff.models.generation import TextDiffusionGenerationMixin
+from textdiff.models.generation import Streamer, TextDiffusionGenerationConfig, TextDiffusionGenerationMixin, TextDiffusionOutput
 from textdiff.prediction import Head, HeadPrediction, Prediction
 from textdiff.processes.left_to_right import LeftToRight
 from textdiff.randomness import Rng
@@ -58,15 +60,15 @@ class CausalPredictor:
         return HeadPrediction(hidden[:, -1:], self.head)
 
 
-class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):
+class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
     """A causal language model; its likelihood is exact."""
 
     config: AutoregressiveConfig
     nll_is_bound = False
     process = LeftToRight()
 
-    def __init__(self, config: AutoregressiveConfig, backbone: Backbone | None = None) -> None:
-        super().__init__(config)
+    def __init__(self, config: AutoregressiveConfig, backbone: Backbone | None = None, trusted: tuple[str, ...] = ("textdiff",)) -> None:
+        super().__init__(config, trusted)
         self.backbone = self.spec.backbone.build(self.vocab, causal=True) if backbone is None else backbone
         self.post_init()
 
@@ -90,6 +92,44 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):
         if steps is not None:
             raise ValueError("an autoregressive model takes one step per token: leave max_denoising_steps out")
         return Autoregressive(eos_id=-1 if self.vocab.eos_id is None else self.vocab.eos_id)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        generation_config: TextDiffusionGenerationConfig | None = None,
+        streamer: Streamer | None = None,
+        sampler: Sampler | None = None,
+        **kwargs: Any,
+    ) -> TextDiffusionOutput:
+        """Continue prompts; a stock trunk samples with its own `generate` and its own key-value cache, `input_ids` then left-padded."""
+        trunk = self.backbone.trunk
+        if trunk is None:
+            return super().generate(input_ids, attention_mask, generation_config, streamer, sampler, **kwargs)
+        if sampler is not None and not isinstance(sampler, Autoregressive):
+            sampler.check(self)
+        config = (generation_config or self.generation_config).updated(**kwargs)
+        self.default_sampler(config.max_denoising_steps)  # refuses options that mean nothing here
+        input_ids, attention_mask = self._prompt(input_ids, attention_mask)
+        self._fits(int(attention_mask.sum(1).max()), config.max_new_tokens)
+        options = self._stock_options(config)
+        with torch.random.fork_rng(enabled=config.seed is not None):
+            if config.seed is not None:
+                torch.manual_seed(config.seed)
+            sequences = trunk.generate(input_ids, attention_mask=attention_mask, streamer=streamer, **options)
+        new = sequences.shape[1] - input_ids.shape[1]
+        calls = torch.full((len(sequences),), new, device=sequences.device)
+        return TextDiffusionOutput(sequences, calls, torch.ones_like(calls, dtype=torch.float32))
+
+    def _stock_options(self, config: TextDiffusionGenerationConfig) -> dict[str, Any]:
+        filters, vocab = config.filters(), self.vocab
+        ids = {"pad_token_id": vocab.eos_id if vocab.pad_id is None else vocab.pad_id, "eos_token_id": vocab.eos_id}
+        extra = list(range(vocab.tokens, vocab.size))
+        options = {"max_new_tokens": config.max_new_tokens, "suppress_tokens": extra or None, "return_dict_in_generate": False, **ids}
+        if filters.temperature == 0:
+            return {**options, "do_sample": False}
+        return {**options, "do_sample": True, "temperature": filters.temperature, "top_k": filters.top_k, "top_p": filters.top_p}
 
     def _nats(self, batch: Batch) -> Tensor:
         if bool(batch.target[:, 0].any()):

@@ -1,6 +1,7 @@
 """What trainer and evaluator know of a language model, and the Hugging Face border: config, save, load."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -49,10 +50,10 @@ class LanguageModel(PreTrainedModel):
     backbone: Backbone
     tokenizer: Any = None  # set by `textdiff.load`; saved beside the weights
 
-    def __init__(self, config: TextDiffConfig) -> None:
+    def __init__(self, config: TextDiffConfig, trusted: tuple[str, ...] = ("textdiff",)) -> None:
         super().__init__(config)
-        self.spec: Any = plain.from_plain(config.spec)
-        self.vocab: Vocab = plain.from_plain(config.vocab)
+        self.spec: Any = plain.from_plain(config.spec, trusted)
+        self.vocab: Vocab = plain.from_plain(config.vocab, trusted)
 
     def _init_weights(self, module: nn.Module) -> None:
         self.backbone.init_weights(module)
@@ -74,3 +75,18 @@ class LanguageModel(PreTrainedModel):
     def nll(self, batch: Batch, rng: Rng) -> Tensor:
         """(B,) nats over the target tokens: exact, or one draw of an upper bound when `nll_is_bound`."""
         raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
+        """Write config.json, model.safetensors, generation_config.json and the tokenizer.
+
+        A stock trunk is saved as the stock folder it came from, readable by transformers alone, with a `textdiff` block in config.json.
+        """
+        trunk = self.backbone.trunk
+        if trunk is None:
+            super().save_pretrained(save_directory, **kwargs)
+        else:
+            block = {"model_type": self.config.model_type, "spec": self.config.spec, "vocab": self.config.vocab}
+            trunk.config.textdiff = {**block, "generation": self.generation_config.to_diff_dict()}
+            trunk.save_pretrained(save_directory, **kwargs)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(save_directory)

@@ -1,6 +1,7 @@
 """Diffusion over tokens: a process, a trunk that sees the noisy tokens, and an objective."""
 
 from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -61,14 +62,14 @@ class NetworkPredictor:
         return NetworkPredictor(self.model, self.context.rows(index), self.head)
 
 
-class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):
+class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
     """A `Denoiser` with weights; its likelihood is an upper bound."""
 
     config: DiscreteConfig
     nll_is_bound = True
 
-    def __init__(self, config: DiscreteConfig, backbone: Backbone | None = None) -> None:
-        super().__init__(config)
+    def __init__(self, config: DiscreteConfig, backbone: Backbone | None = None, trusted: tuple[str, ...] = ("textdiff",)) -> None:
+        super().__init__(config, trusted)
         self.process: Process = self.spec.process.bind(self.vocab)
         self.backbone = self.spec.backbone.build(self.vocab, causal=False) if backbone is None else backbone
         self.post_init()

@@ -1,12 +1,12 @@
 """`generate` in the shapes of transformers: the names and the streamer contract of its own text diffusion model (DiffusionGemma)."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from textdiff import spec as plain
 from textdiff.batch import Batch
@@ -106,7 +106,8 @@ class TextDiffusionGenerationMixin:
             return
         names = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
         try:
-            self.generation_config = TextDiffusionGenerationConfig.from_pretrained(folder, **{k: kwargs[k] for k in names if k in kwargs})
+            options = {name: kwargs[name] for name in names if name in kwargs}
+            self.generation_config = cast(TextDiffusionGenerationConfig, TextDiffusionGenerationConfig.from_pretrained(folder, **options))
         except OSError:  # a folder without the file: the defaults stand
             self.generation_config = TextDiffusionGenerationConfig()
 
@@ -168,18 +169,22 @@ class TextDiffusionGenerationMixin:
         if input_ids.dim() != 2 or input_ids.dtype != torch.long:
             raise ValueError(f"input_ids are {tuple(input_ids.shape)} {input_ids.dtype}, expected (batch, length) int64")
         if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.vocab.size:
-            raise ValueError(f"input_ids go up to {int(input_ids.max())} and the model has {self.vocab.size} rows: was it another tokenizer?")
+            raise ValueError(f"input_ids go up to {int(input_ids.max())}, the model has {self.vocab.size} rows: was it another tokenizer?")
         return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
-    def _canvas(self, input_ids: Tensor, attention_mask: Tensor, new: int) -> _Prompt:
+    def _fits(self, prompt: int, new: int) -> None:
         if new < 0:
             raise ValueError(f"max_new_tokens is {new}, expected 0 or more")
+        limit: int = self.max_length  # type: ignore[attr-defined]
+        if prompt + new > limit:
+            raise ValueError(f"a prompt of {prompt} tokens and {new} new ones exceed the model's {limit}: shorten one")
+
+    def _canvas(self, input_ids: Tensor, attention_mask: Tensor, new: int) -> _Prompt:
         rows, device = len(input_ids), input_ids.device
         kept = attention_mask.bool()
         lengths = kept.sum(1)
         width = int(lengths.max()) + new
-        if width > self.max_length:
-            raise ValueError(f"a prompt of {int(lengths.max())} tokens and {new} new ones exceed the model's {self.max_length}: shorten one")
+        self._fits(width - new, new)
         blank = self.vocab.mask_id if self.vocab.mask_id is not None else self.vocab.eos_id or 0
         column = torch.arange(width, device=device).expand(rows, -1)
         is_prompt = column < lengths[:, None]

@@ -1,4 +1,4 @@
-"""What is differentiated: an option of the model, kept apart from the bound so that a training heuristic cannot leak into a reported number."""
+"""What is differentiated: an option of the model, kept apart from the bound so that no training heuristic leaks into a reported number."""
 
 from dataclasses import dataclass
 

@@ -55,7 +55,8 @@ class Masked(Process):
         log_prob = pred.log_prob(clean.tokens, asked)
         weight = self.rate(_per_token(t)) if s is None else self._reveal_probability(_per_token(t), _per_token(s))
         nats = torch.zeros(xt.shape, dtype=log_prob.dtype, device=xt.device)
-        return nats.masked_scatter(asked, -log_prob) * weight.to(log_prob.dtype)
+        weight = weight.expand(xt.shape)[asked].to(log_prob.dtype)  # elsewhere it may be infinite: at t = 0 nothing is masked
+        return nats.masked_scatter(asked, -log_prob * weight)
 
     def boundary(self, predict: Predict, clean: Clean, where: Tensor, rng: Rng, t_min: float) -> Tensor:
         """The bin (0, t_min), and, where alpha(1) > 0, the bin from the all-masked prior to alpha(1): two one-step KLs."""

@@ -1,5 +1,6 @@
 """A sampler is a generator of canvases over a `Denoiser`; it knows neither the network nor the guidance around it."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -42,11 +43,8 @@ class Sampler:
 
     def sample(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Tensor:
         """Token ids (B, L): the targets generated, everything else untouched."""
-        canvas = None
-        for canvas in self.trajectory(denoiser, batch, rng):
-            pass
-        assert canvas is not None
-        return denoiser.decode(canvas.x)
+        last = deque(self.trajectory(denoiser, batch, rng), maxlen=1).pop()
+        return denoiser.decode(last.x)
 
 
 def require_steps(steps: int) -> None:

@@ -1,0 +1,9 @@
+"""Offline and on one thread, whatever the machine: set before anything imports transformers."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+torch.set_num_threads(1)

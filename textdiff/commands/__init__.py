@@ -1,0 +1,1 @@
+"""What the command line does, one file per command; heavy imports wait until a command runs, so that `--help` is quick."""

@@ -1,0 +1,123 @@
+"""`textdiff generate MODEL`: continue a prompt, or fill the masks of a text."""
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from textdiff.samplers.base import Sampler
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Continue prompts or fill the masks of a text with any checkpoint: a run folder, a local folder, or a hub id."""
+
+    model: tyro.conf.Positional[str]
+    """Run folder, checkpoint folder, or hub id."""
+    prompt: str = ""
+    """Text to continue; without one the model begins by itself."""
+    infill: str | None = None
+    """Text whose [MASK]s are filled, one token each; [MASK:3] stands for three."""
+    max_new_tokens: int | None = None
+    """Tokens to add to the prompt (default: the model's own; 0 with --infill)."""
+    sampler: str | None = None
+    """Ancestral, FirstHitting, Greedy, Margin, Entropy, RandomOrder, Threshold or EntropyBound, with options as in Threshold:tau=0.8."""
+    steps: int | None = None
+    """Denoising steps, for samplers that count them."""
+    temperature: float = 1.0
+    """0 takes the most probable token."""
+    top_k: int = 0
+    """Draw from the k most probable tokens; 0 for all."""
+    top_p: float = 1.0
+    """Draw from the most probable tokens of this total mass."""
+    count: int = 1
+    """How many samples."""
+    seed: int = 0
+    """The same seed gives the same text."""
+    live: bool = False
+    """Show the text as it forms."""
+
+    def run(self) -> None:
+        """Print the samples, then the sampler, its law and the network calls."""
+        if self.count < 1:
+            raise ValueError(f"count is {self.count}, expected 1 or more")
+        from transformers import TextDiffusionStreamer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        from textdiff.models.loading import load
+
+        model: Any = load(self.model)
+        if model.tokenizer is None:
+            raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
+        ids = self._ids(model)
+        new = self.max_new_tokens if self.max_new_tokens is not None else 0 if self.infill else model.generation_config.max_new_tokens
+        sampler = self._sampler(model)
+        sampler.check(model)
+        streamer = TextDiffusionStreamer(model.tokenizer, skip_prompt=self.infill is not None) if self.live and self.count == 1 else None
+        options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "max_new_tokens": new, "seed": self.seed}
+        output = model.generate(ids.expand(self.count, -1), sampler=sampler, streamer=streamer, **options)
+        if streamer is None:
+            for row in output.sequences:
+                print(_text(model, row) + ("\n" if self.count > 1 else ""))
+        calls = output.nfe.double().mean().item()
+        print(f"[{type(sampler).__name__}: law {sampler.law}, {calls:.1f} network calls, {output.tokens_per_forward.mean():.2f} tokens per call]")
+
+    def _ids(self, model: Any) -> Any:
+        import torch
+
+        from textdiff.data.tokenizer import encode
+
+        if self.infill is not None and self.prompt:
+            raise ValueError("prompt and infill were both given: put the prompt at the beginning of the infill text")
+        text, mask_id = (self.prompt if self.infill is None else self.infill), model.vocab.mask_id
+        first = model.vocab.bos_id if model.vocab.bos_id is not None else model.vocab.eos_id
+        ids: list[int] = [] if first is None else [first]
+        parts = [text] if self.infill is None else re.split(r"\[MASK(?::(\d+))?\]", text)
+        if self.infill is not None and len(parts) == 1:
+            raise ValueError("the infill text holds no [MASK]: write one for each token to fill, or [MASK:3] for three")
+        if self.infill is not None and mask_id is None:
+            raise ValueError("this model has no mask token, it only continues text: fill masks with a diffusion model")
+        for i, part in enumerate(parts):
+            if i % 2:
+                ids += [mask_id] * int(part or 1)
+            elif part:
+                ids += encode(model.tokenizer, part)
+        if not ids:
+            raise ValueError("there is no prompt and the tokenizer has no BOS or EOS token to begin with: give a prompt")
+        return torch.tensor([ids])
+
+    def _sampler(self, model: Any) -> "Sampler":
+        from textdiff.samplers.base import Sampler
+
+        if self.sampler is None:
+            return model.default_sampler(self.steps)  # type: ignore[no-any-return]
+        import textdiff
+        from textdiff.spec import from_plain
+
+        name, _, rest = self.sampler.partition(":")
+        kind = getattr(textdiff, name) if name in dir(textdiff) else None
+        if not (isinstance(kind, type) and issubclass(kind, Sampler)):
+            raise ValueError(f"there is no sampler {name!r}: the samplers are listed by textdiff generate --help")
+        options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
+        for item in filter(None, rest.split(",")):
+            key, _, value = item.partition("=")
+            options[key.strip()] = _number(value, item)
+        sampler = from_plain({"class": f"{kind.__module__}.{kind.__qualname__}", **options})
+        assert isinstance(sampler, Sampler)
+        return sampler
+
+
+def _number(value: str, item: str) -> int | float:
+    try:
+        return int(value) if re.fullmatch(r"-?\d+", value.strip()) else float(value)
+    except ValueError:
+        raise ValueError(f"sampler option {item!r} is not name=number") from None
+
+
+def _text(model: Any, row: Any) -> str:
+    special = {model.vocab.bos_id, model.vocab.eos_id, model.vocab.pad_id}
+    text: str = model.tokenizer.decode([i for i in row.tolist() if i not in special])
+    return text

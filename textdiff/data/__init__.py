@@ -1,0 +1,1 @@
+"""From files, hub ids and the embedded corpus to examples."""

@@ -1,0 +1,1 @@
+"""Likelihoods and baselines that say what they are."""

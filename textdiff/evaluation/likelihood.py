@@ -1,0 +1,148 @@
+"""Likelihoods that say what they are: exact or an upper bound, with a standard error, the counts behind it and the rules of counting."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import distributed
+
+from textdiff.batch import Batch, Example, collate
+from textdiff.models.base import LanguageModel
+from textdiff.randomness import Rng
+
+RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
+
+
+class EvaluationStopped(Exception):
+    """An evaluation was asked to stop before it ended."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Nats per token over a set of sequences."""
+
+    nats_per_token: float
+    standard_error: float  # of nats_per_token, over sequences; Monte Carlo noise of a bound is part of the spread it measures
+    tokens: int
+    text_bytes: int  # UTF-8 bytes of the scored text, 0 when unknown
+    sequences: int
+    forwards_per_sequence: int
+    is_bound: bool
+    rules: str = RULES
+
+    @property
+    def kind(self) -> str:
+        """ "exact" or "upper bound"."""
+        return "upper bound" if self.is_bound else "exact"
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token)."""
+        return math.exp(self.nats_per_token)
+
+    @property
+    def perplexity_interval(self) -> tuple[float, float]:
+        """95 % interval of the perplexity, normal in nats."""
+        half = 1.96 * self.standard_error
+        return math.exp(self.nats_per_token - half), math.exp(self.nats_per_token + half)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Total bits over UTF-8 bytes of text; nan when the bytes are unknown."""
+        return self.nats_per_token * self.tokens / self.text_bytes / math.log(2) if self.text_bytes else math.nan
+
+    @property
+    def bits_per_byte_error(self) -> float:
+        """Standard error of bits per byte."""
+        return self.bits_per_byte * self.standard_error / self.nats_per_token
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for json."""
+        low, high = self.perplexity_interval
+        derived = {"kind": self.kind, "perplexity": self.perplexity, "perplexity_low": low, "perplexity_high": high}
+        return {**asdict(self), **derived, "bits_per_byte": self.bits_per_byte, "bits_per_byte_error": self.bits_per_byte_error}
+
+
+def likelihood(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    draws: int = 16,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Likelihood:
+    """The likelihood of `examples` under a model; a bound averages `draws` stratified draws for each sequence.
+
+    Noise is keyed by the example's index, so neither the batch size nor the number of processes changes the result beyond rounding.
+    With torch.distributed running, each process scores its share and all return the same numbers. Raises ValueError when there is
+    nothing to score, and EvaluationStopped when `should_stop` says so.
+    """
+    if draws < 1:
+        raise ValueError(f"draws is {draws}, expected 1 or more")
+    world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
+    order = sorted(range(rank, len(examples), world), key=lambda i: len(examples[i].tokens))
+    draws = draws if model.nll_is_bound else 1
+    was_training = model.training
+    model.eval()
+    rows: list[tuple[int, float, int, int]] = []
+    most = -(-len(examples) // world)  # every process makes as many rounds, because `should_stop` may be a collective call
+    for start in range(0, most, batch_size):
+        if should_stop():
+            model.train(was_training)
+            raise EvaluationStopped
+        index = order[start : start + batch_size]
+        if index:
+            rows += _score(model, [examples[i] for i in index], index, draws, seed)
+        progress(min(start + batch_size, most), most)
+    model.train(was_training)
+    return _summary(_gathered(rows, world), draws, model.nll_is_bound)
+
+
+def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int) -> list[tuple[int, float, int, int]]:
+    """(index, nats, tokens, bytes) of each example."""
+    device = next(model.parameters()).device
+    batch = collate(examples, pad_id=model.vocab.pad_id or 0, sample_id=index).to(device)
+    total = torch.zeros(len(index), dtype=torch.float64, device=device)
+    for k in range(draws):
+        total += model.nll(_in_stratum(batch, k, draws), Rng(seed, k, batch.sample_id))
+    nats, tokens = (total / draws).tolist(), batch.target.sum(1).tolist()
+    return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
+
+
+def _in_stratum(batch: Batch, k: int, draws: int) -> Batch:
+    """The k-th of a sequence's repetitions: its time or mask count falls in the k-th of `draws` equal strata."""
+    stratum = torch.tensor([k, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
+    return batch._replace(stratum=stratum)
+
+
+def _summary(rows: list[tuple[int, float, int, int]], draws: int, is_bound: bool) -> Likelihood:
+    tokens = sum(row[2] for row in rows)
+    if tokens == 0:
+        raise ValueError("there is no token to score: the data is empty, or nothing in it is a target")
+    mean = math.fsum(row[1] for row in rows) / tokens
+    spread = math.fsum((nats - mean * n) ** 2 for _, nats, n, _ in rows)
+    correction = len(rows) / (len(rows) - 1) if len(rows) > 1 else math.nan
+    return Likelihood(
+        nats_per_token=mean,
+        standard_error=math.sqrt(spread * correction) / tokens,
+        tokens=tokens,
+        text_bytes=sum(row[3] for row in rows),
+        sequences=len(rows),
+        forwards_per_sequence=draws,
+        is_bound=is_bound,
+    )
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _gathered(rows: list[tuple[int, float, int, int]], world: int) -> list[tuple[int, float, int, int]]:
+    if world == 1:
+        return sorted(rows)
+    parts: list[Any] = [None] * world
+    distributed.all_gather_object(parts, rows)
+    return sorted(row for part in parts for row in part)

@@ -1,0 +1,190 @@
+"""A run from data to report: what a recipe script holds, and the one way it is carried out."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from textdiff import spec as plain
+from textdiff.data import pydocs
+from textdiff.data.task import Data, Layout, Opened
+from textdiff.data.tokenizer import load_tokenizer, train_tokenizer
+from textdiff.evaluation.likelihood import EvaluationStopped, Likelihood, likelihood
+from textdiff.models.base import LanguageModel, ModelSpec
+from textdiff.models.initialise import model_from
+from textdiff.report import Report
+from textdiff.training.loop import train
+from textdiff.training.session import on_main, session
+from textdiff.training.settings import Train
+from textdiff.vocab import Vocab
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the held-out text is scored and shown."""
+
+    draws: int = 16
+    """Network calls per sequence for the final bound."""
+    draws_while_training: int = 2
+    """The same for the evaluations during training."""
+    rows_while_training: int = 128
+    """Validation sequences scored during training."""
+    batch_size: int = 64
+    """Rows at a time; results do not depend on it."""
+    samples: int = 3
+    """Texts to sample at the end."""
+    sample_tokens: int = 64
+    """Tokens of each."""
+    sample_steps: int = 64
+    """Denoising steps of each, for diffusion models."""
+
+    def __post_init__(self) -> None:
+        for name in ("draws", "draws_while_training", "rows_while_training", "batch_size", "sample_tokens", "sample_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"evaluation.{name} = {getattr(self, name)}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run: data, tokenizer, model, training and evaluation; every field is a command-line flag."""
+
+    model: ModelSpec
+    """What is trained."""
+    data: str = pydocs.NAME
+    """builtin:pydocs, a file (text, jsonl, csv, parquet), a folder of them, or a hub id org/name[:config][@revision]."""
+    tokenizer: str | None = None
+    """Folder or hub id of a tokenizer (default: that of --init, else a byte-level BPE trained on the data)."""
+    init: str | None = None
+    """Start from the weights of this checkpoint: a run folder, a local folder or a hub id."""
+    out: Path | None = None
+    """Folder of the run (default: a new one under runs/)."""
+    vocab_size: int = 2048
+    """Size of a trained tokenizer, its special tokens included."""
+    layout: Layout = field(default_factory=Layout)
+    """How text becomes rows."""
+    train: Train = field(default_factory=Train)
+    """How the model is trained."""
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    """How it is measured and shown."""
+
+
+def run(recipe: Recipe, name: str) -> Path:
+    """Train, measure, sample and save; returns the run's folder. `name` is the folder's default name.
+
+    Raises ValueError with one line for anything a user can mend, and SystemExit 130 or 143 when stopped by a signal.
+    """
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    with session(recipe.train.bf16) as accelerator:
+        return _run(recipe, name, accelerator)
+
+
+def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
+    began = time.perf_counter()
+    out = on_main(accelerator, lambda: run_folder(recipe, name))
+    opened = on_main_first(accelerator, lambda: recipe.layout.open(recipe.data))
+    tokenizer = _tokenizer(recipe, opened, out, accelerator)
+    torch.manual_seed(recipe.train.seed)
+    model = recipe.model.build(Vocab.of(tokenizer)) if recipe.init is None else model_from(recipe.init, recipe.model, tokenizer)
+    if opened.length > model.max_length:
+        raise ValueError(f"layout.length is {opened.length} and the model reads {model.max_length} tokens: shorten the rows")
+    data = opened.examples(tokenizer)
+    report = Report(out, shown=accelerator.is_main_process)
+    report.header(model, data)
+    model.tokenizer = tokenizer
+    on_main(accelerator, lambda: _write_recipe(out, recipe))
+    steps = train(
+        accelerator,
+        recipe.train,
+        model,
+        data.train,
+        pad_id=model.vocab.pad_id or 0,
+        out=out,
+        evaluate=_while_training(recipe, data, model.nll_is_bound),
+        save=_save(model, recipe),
+    )
+    model.to(accelerator.device)  # type: ignore[arg-type]
+    result = likelihood(model, data.validation, recipe.evaluation.draws, recipe.evaluation.batch_size, progress=report.scoring)
+    if accelerator.is_main_process:
+        report.likelihoods(model, data, result, steps)
+        report.samples(model, recipe.evaluation.samples, recipe.evaluation.sample_tokens, recipe.evaluation.sample_steps)
+        report.closing(time.perf_counter() - began)
+    return out
+
+
+def on_main_first(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
+    """The result of `work` on every process, computed by the main one first so that the others find its caches filled."""
+    with accelerator.main_process_first():
+        return work()
+
+
+def run_folder(recipe: Recipe, name: str) -> Path:
+    """The folder of this run: the one asked for, the newest of that name to resume, or a name not taken yet."""
+    if recipe.out is not None:
+        recipe.out.mkdir(parents=True, exist_ok=True)
+        return recipe.out
+    root, number = Path("runs"), 1
+    while (root / (name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    if recipe.train.resume and number > 1:
+        number -= 1
+    out = root / (name if number == 1 else f"{name}-{number}")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _tokenizer(recipe: Recipe, opened: Opened, out: Path, accelerator: Accelerator) -> PreTrainedTokenizerBase:
+    """The tokenizer asked for, or one trained on the training text, which a resumed run finds in its folder."""
+    given = recipe.tokenizer or recipe.init
+    if given is not None:
+        place = Path(given) / "model"
+        return load_tokenizer(str(place) if (place / "tokenizer.json").is_file() else given)
+    folder = out / "tokenizer"
+
+    def make() -> None:
+        if not (recipe.train.resume and (folder / "tokenizer.json").is_file()):
+            train_tokenizer(opened.texts(), recipe.vocab_size).save_pretrained(folder)
+
+    on_main(accelerator, make)
+    return load_tokenizer(str(folder))
+
+
+def _write_recipe(out: Path, recipe: Recipe) -> None:
+    (out / "recipe.yaml").write_text(yaml.safe_dump(plain.to_plain(replace(recipe, out=out)), sort_keys=False))
+
+
+def _save(model: LanguageModel, recipe: Recipe) -> Callable[[Path, dict[str, Tensor]], None]:
+    def save(folder: Path, weights: dict[str, Tensor]) -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        (folder / "training.json").write_text(json.dumps({"recipe": plain.to_plain(recipe)}, indent=2) + "\n")
+
+    return save
+
+
+def _while_training(recipe: Recipe, data: Data, is_bound: bool) -> Callable[[LanguageModel, Callable[[], bool]], Mapping[str, float]]:
+    settings = recipe.evaluation
+    count = min(settings.rows_while_training, len(data.validation))
+    rows = [data.validation[i * len(data.validation) // count] for i in range(count)]  # evenly spaced over the split
+
+    def evaluate(model: LanguageModel, should_stop: Callable[[], bool]) -> Mapping[str, float]:
+        try:
+            result = likelihood(model, rows, settings.draws_while_training, settings.batch_size, should_stop=should_stop)
+        except EvaluationStopped:
+            return {}
+        return {"nats_per_token": result.nats_per_token, "standard_error": result.standard_error, "bits_per_byte": result.bits_per_byte}
+
+    return evaluate
+
+
+def summary(result: Likelihood) -> str:
+    """One likelihood in one line."""
+    return f"{result.nats_per_token:.4f} ± {result.standard_error:.4f} nats/token ({result.kind})"

@@ -1,0 +1,105 @@
+"""A run in progress: weights, optimizer, average and counters, advanced step by step, saved and restored."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from textdiff.models.base import LanguageModel
+from textdiff.training import weights
+from textdiff.training.checkpoint import find_checkpoint, read_state, read_tensors, remove_debris, replace_folder, save_checkpoint
+from textdiff.training.ema import Ema
+from textdiff.training.optimizer import build_optimizer, learning_rate_at
+from textdiff.training.order import IndexedOrder, StreamOrder
+from textdiff.training.session import on_main
+from textdiff.training.settings import Train
+from textdiff.training.step import Meter, OptimizerStep
+
+Save = Callable[[Path, dict[str, Tensor]], None]
+
+
+class Run:
+    """One training run in `out`; `step` counts the optimizer steps done, `evaluated` is the last step that was evaluated."""
+
+    def __init__(
+        self, accelerator: Accelerator, settings: Train, model: LanguageModel, order: IndexedOrder | StreamOrder, out: Path, save: Save
+    ) -> None:
+        self.accelerator, self.settings, self.order, self.out, self.save_model = accelerator, settings, order, out, save
+        optimizer = build_optimizer(weights.trainable(model), settings.weight_decay, settings.betas)
+        self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model: LanguageModel = accelerator.unwrap_model(self.wrapped)
+        self.parameters = weights.trainable(self.model)  # after `prepare`, which may have sharded them
+        self.ema = Ema(self.parameters, settings.ema)
+        self.take_step = OptimizerStep(accelerator, self.wrapped, self.optimizer, settings.clip, settings.seed)
+        self.step, self.tokens, self.evaluated = 0, 0, 0
+        self.meter = Meter()
+        self._saved: tuple[int, int] | None = None  # (step, evaluated) of the last checkpoint
+
+    def advance(self) -> dict[str, float] | None:
+        """One optimizer step; the numbers to log when a row is due."""
+        settings, started = self.settings, time.perf_counter()
+        rate = learning_rate_at(self.step, settings.steps, settings.learning_rate, settings.warmup, settings.final_fraction)
+        outcome = self.take_step(self.step, self.order.window(self.step), rate, self.step / settings.steps)
+        self.ema.update(self.step)
+        self.step += 1
+        self.tokens += outcome.tokens
+        self.meter.add(outcome, time.perf_counter() - started)
+        if self.step % settings.log_every and self.step != settings.steps:
+            return None
+        return {**self.meter.flush(), "learning_rate": rate, "gradient_norm": outcome.gradient_norm, "tokens": self.tokens}
+
+    def essential(self) -> dict[str, Any]:
+        """What must be the same when the run is resumed."""
+        return {**self.settings.essential(), **self.order.identity()}
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is there, and the averaged model to `model/`; raises ValueError on failure."""
+        if self._saved == (self.step, self.evaluated):
+            return
+        main = self.accelerator.is_main_process
+        tensors = {
+            "model": weights.gather(weights.model_tensors(self.model), main),
+            "ema": weights.gather(self.ema.average, main),
+            "optimizer": weights.gather(weights.optimizer_tensors(self.optimizer, self.parameters), main),
+        }
+        counters = {"step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "meter": self.meter.values}
+        state = {**counters, "data": gather_object([self.order.state_dict()]), "settings": self.essential()}
+        on_main(self.accelerator, lambda: save_checkpoint(self.out / "checkpoints", self.step, tensors, state, self.settings.keep))
+        with self.ema.applied():
+            averaged = weights.gather(self.model.state_dict(), main)
+            on_main(self.accelerator, lambda: replace_folder(self.out / "model", lambda folder: self.save_model(folder, averaged)))
+        self._saved = (self.step, self.evaluated)
+
+    def restore(self, say: Callable[[str], None]) -> None:
+        """Go on from the newest intact checkpoint, where there is one; raises ValueError when it is of a run with other settings."""
+        on_main(self.accelerator, lambda: remove_debris(self.out))
+        path = on_main(self.accelerator, lambda: find_checkpoint(self.out / "checkpoints", say))
+        if path is None:
+            return
+        if not self.settings.resume:
+            raise ValueError(f"{self.out} already holds a run: resume it with --train.resume, or choose another folder")
+        state = read_state(path)
+        self._check(state)
+        weights.restore(weights.model_tensors(self.model), read_tensors(path, "model"))
+        weights.restore(self.ema.average, read_tensors(path, "ema"))
+        weights.restore_optimizer(self.optimizer, self.parameters, read_tensors(path, "optimizer"))
+        self.order.load_state_dict(state["data"][self.accelerator.process_index if len(state["data"]) > 1 else 0])
+        self.step, self.tokens, self.evaluated = state["step"], state["tokens"], state["evaluated"]
+        self.meter = Meter(state["meter"])
+        self._saved = (self.step, self.evaluated)
+        say(f"resumed at step {self.step} from {path}")
+
+    def _check(self, state: dict[str, Any]) -> None:
+        now, then = self.essential(), state["settings"]
+        for name in now.keys() | then.keys():
+            if now.get(name) != then.get(name):
+                raise ValueError(
+                    f"the run in {self.out} was started with {name} = {then.get(name)}, now it is {now.get(name)}: "
+                    "give the old value to resume, or choose another folder"
+                )
+        if state["step"] > self.settings.steps:
+            raise ValueError(f"the run in {self.out} is already at step {state['step']}, more than the {self.settings.steps} asked for")
