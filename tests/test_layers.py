@@ -14,9 +14,10 @@ LAYERS = (
     ("published", "data"),
     ("evaluation", "viewer"),
     ("training",),
-    ("recipe", "cli"),
+    ("", "bench", "report", "recipe", "commands", "cli"),  # "" is the package itself, whose lazy names reach everywhere
 )
 ORDER = {name: (layer, place) for layer, names in enumerate(LAYERS) for place, name in enumerate(names)}
+TOP = (len(LAYERS), 0)  # where a part without a layer stands, until `test_every_part_has_a_layer` is told of it
 
 
 def part_of(module: str) -> str:
@@ -41,7 +42,7 @@ def upward(name: str, source: str) -> list[str]:
     """The imports of the file `name` (relative to the package) that do not go down."""
     own = Path(name).parts[0].removesuffix(".py")
     parts = {part_of(module) for module in imported(ast.parse(source))} - {own}
-    return [f"{name} imports {part or 'textdiff'}" for part in sorted(parts) if part not in ORDER or ORDER[part] > ORDER[own]]
+    return [f"{name} imports {part or 'textdiff'}" for part in sorted(parts) if ORDER.get(part, TOP) > ORDER.get(own, TOP)]
 
 
 def sources() -> dict[str, str]:
@@ -53,12 +54,13 @@ def test_imports_go_down_the_layers() -> None:
 
 
 def test_every_part_has_a_layer() -> None:
-    assert {Path(name).parts[0].removesuffix(".py") for name in sources()} - {"__init__"} <= set(ORDER)
+    assert {Path(name).parts[0].removesuffix(".py") for name in sources()} - {"__init__"} - set(ORDER) == set()
 
 
 def test_an_upward_import_would_be_found() -> None:
     assert upward("samplers/mine.py", "def f():\n    from textdiff.models.base import Loss") == ["samplers/mine.py imports models"]
     assert upward("vocab.py", "from textdiff import batch, spec") == ["vocab.py imports batch"]
+    assert upward("samplers/mine.py", "import textdiff") == ["samplers/mine.py imports textdiff"]
     assert upward("samplers/mine.py", "import textdiff.samplers.base, textdiff.processes.masked") == []
 
 

@@ -148,18 +148,27 @@ def standard_error(values: Tensor) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_the_bound_of_the_exact_denoiser_is_the_entropy_and_a_wrong_one_is_found_out(seed: int) -> None:
-    """The truth test: 16 states, 64 positions. The mean bound is H within 3 standard errors of under 0.2 %; paired with the exact
-    -log p(x) of the same sequences, which takes most of its variance away, it still is; with 1 % of the uniform law it exceeds both."""
+    """16 states, 64 positions: the mean bound is H within 3 standard errors of under 0.2 %, also when paired with the exact -log p(x)
+    of the same sequences. A belief mixed with 1 % of the uniform law costs 0.1 % more; paired with the exact denoiser on the same
+    noise, whose expectation is H, that excess is many standard errors."""
     source = Markov.random(16, 64, seed=seed)
     oracle = Oracle.of(source, Masked(LogLinear()))
-    x = source.sample(1500, Rng(seed, 0, torch.arange(1500)))
-    surprise, entropy = -source.log_prob(x), source.entropy()
-    exact, wrong = bounds(oracle, x, 16), bounds(mixed(oracle, 0.01), x, 16)
+    x = source.sample(4000, Rng(seed, 0, torch.arange(4000)))
+    exact, wrong = bounds(oracle, x, 8), bounds(mixed(oracle, 0.01), x, 8)
 
-    assert standard_error(exact) < 0.002 * entropy
-    assert abs(float(exact.mean()) - entropy) < 3 * standard_error(exact)
-    assert float(wrong.mean()) > entropy + 3 * standard_error(wrong)
-
-    gap, excess = exact - surprise, wrong - surprise
+    assert standard_error(exact) < 0.002 * source.entropy()
+    assert abs(float(exact.mean()) - source.entropy()) < 3 * standard_error(exact)
+    gap = exact + source.log_prob(x)
     assert abs(float(gap.mean())) < 3 * standard_error(gap)
+    excess = wrong - exact
+    assert float(excess.mean()) > 3 * standard_error(excess)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_wrong_denoiser_is_found_out_without_the_exact_one(seed: int) -> None:
+    """600,000 evaluations bring the standard error of bound + log p(x), whose mean is 0 for the exact denoiser alone, to 0.02 %."""
+    source = Markov.random(16, 64, seed=seed)
+    x = source.sample(4000, Rng(seed, 0, torch.arange(4000)))
+    excess = bounds(mixed(Oracle.of(source, Masked(LogLinear())), 0.01), x, 150) + source.log_prob(x)
     assert float(excess.mean()) > 3 * standard_error(excess)

@@ -44,7 +44,7 @@ class Head(NamedTuple):
         dtype = _matmul_dtype(hidden)
         logits = torch.nn.functional.linear(hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
         logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        return logits if self.banned is None else logits.index_fill(-1, self.banned, -torch.inf)
+        return logits if self.banned is None else logits.index_fill_(-1, self.banned, -torch.inf)  # in place: nothing else holds them
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:
@@ -110,9 +110,16 @@ def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, banned: Tensor
 
 
 def _log_normaliser(logits: Tensor) -> Tensor:
-    """logsumexp of each row, in blocks: a temporary as large as the logits would double the peak memory, and its page faults are dear."""
+    return torch.cat([piece.logsumexp(-1) for _, piece in _pieces(logits)])
+
+
+def _pieces(logits: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
+    """Row ranges, counted from `first`, of logits (N, V) so small that a temporary of their size stays in a CPU's cache; one as large as
+    all the logits would double the peak memory, and the page faults of fresh memory cost more than the arithmetic."""
     scratch = _SCRATCH_BYTES["cpu" if logits.device.type == "cpu" else "other"]
-    return torch.cat([block.logsumexp(-1) for block in logits.split(max(1, scratch // (4 * logits.shape[-1])))])
+    for piece in logits.split(max(1, scratch // (4 * logits.shape[-1]))):
+        yield slice(first, first + len(piece)), piece
+        first += len(piece)
 
 
 class Prediction:
@@ -149,7 +156,7 @@ class Prediction:
 
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Row ranges of the N asked positions with their logits; nothing may modify them in place."""
-        yield slice(None), self.logits(where)
+        yield from _pieces(self.logits(where))
 
 
 class HeadPrediction(Prediction):
@@ -159,6 +166,7 @@ class HeadPrediction(Prediction):
         self.hidden, self.head = hidden, head
         self.shape, self.device = (hidden.shape[0], hidden.shape[1]), hidden.device
         self._last: tuple[Tensor, Tensor] | None = None
+        self._last_statistics: tuple[Tensor, Statistics] | None = None
 
     def logits(self, where: Tensor | None = None) -> Tensor:
         return self.head(self.hidden if where is None else self.hidden[where])
@@ -168,17 +176,21 @@ class HeadPrediction(Prediction):
         result: Tensor = _LinearLogProb.apply(self.hidden[where], weight, bias, banned, tokens[where])
         return result
 
+    def statistics(self, where: Tensor) -> Statistics:
+        if self._last_statistics is None or self._last_statistics[0] is not where:  # greedy rules score by them and draw from them
+            self._last_statistics = (where, super().statistics(where))
+        return self._last_statistics[1]
+
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         hidden = self.hidden[where]
         step = chunk_rows(len(self.head.weight), hidden.device)
         if len(hidden) <= step:
             if self._last is None or self._last[0] is not where:  # a rule that draws and scores the same positions projects them once
                 self._last = (where, self.head(hidden))
-            yield slice(None), self._last[1]
+            yield from _pieces(self._last[1])
             return
         for start in range(0, len(hidden), step):
-            rows = slice(start, start + step)
-            yield rows, self.head(hidden[rows])
+            yield from _pieces(self.head(hidden[start : start + step]), start)
 
 
 class TablePrediction(Prediction):
@@ -213,12 +225,29 @@ class TransformedPrediction(Prediction):
             yield rows, self.transform(logits)
 
 
+class MostProbable(TransformedPrediction):
+    """All mass on the most probable token (temperature 0), drawn without writing that law down."""
+
+    def __init__(self, inner: Prediction) -> None:
+        super().__init__(inner, _on_the_best)
+
+    def draw(self, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+        statistics = self.inner.statistics(where)
+        return statistics.argmax, torch.zeros_like(statistics.top1)
+
+
+def _on_the_best(logits: Tensor) -> Tensor:
+    best = logits.argmax(-1, keepdim=True)
+    return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+
+
 def _statistics(logits: Tensor) -> Statistics:
-    top, index = logits.topk(min(2, logits.shape[-1]), dim=-1)
-    weight = (logits - top[:, :1]).exp_()
+    top, index = logits.max(-1, keepdim=True)  # unlike `topk`, the first of equals, as every `argmax`
+    below = (logits - top).clamp_min_(-1e30)
+    weight = below.exp()
     total = weight.sum(-1)
-    entropy = total.log() - (weight * (logits - top[:, :1]).clamp_min(-1e30)).sum(-1) / total
-    second = (top[:, -1] - top[:, 0]).exp() / total if top.shape[-1] > 1 else torch.zeros_like(total)
+    entropy = total.log() - below.mul_(weight).sum(-1) / total
+    second = weight.scatter_(-1, index, 0.0).amax(-1) / total
     return Statistics(index[:, 0], total.reciprocal(), second, entropy)
 
 

@@ -16,7 +16,7 @@ from transformers.utils import logging
 
 from textdiff import spec as plain
 from textdiff.data import pydocs
-from textdiff.data.task import Data, Layout, Opened
+from textdiff.data.layout import Data, Layout, Opened
 from textdiff.data.tokenizer import load_tokenizer, train_tokenizer
 from textdiff.evaluation.likelihood import EvaluationStopped, Likelihood, likelihood
 from textdiff.models.base import LanguageModel, ModelSpec

@@ -53,6 +53,7 @@ SPECIAL: dict[str, dict[str, object]] = {
     "gemma2": {**_LLAMA, "final_logit_softcapping": 30.0},
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
     "lfm2": {**_LLAMA, "layer_types": ["full_attention", "conv"], "block_auto_adjust_ff_dim": False},
+    "llama4_text": {**_LLAMA, "intermediate_size_mlp": 48, "num_local_experts": 2, "attention_chunk_size": 4},
     "qwen3_moe": {**_LLAMA, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
 }
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from textdiff.data.tokenizer import train_tokenizer
 
-WORDS = "the cat sat on a mat and the dog ran to the red house where old friends drink tea".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "ran", "to", "red", "house", "where", "old", "friends", "drink", "tea"]
 
 
 def sentence(seed: int, words: int = 12) -> str:

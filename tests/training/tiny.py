@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import save_file
 from torch import nn
 
@@ -52,7 +51,7 @@ def quick(**changes):
 
 
 def measure(model, should_stop):
-    return {"norm": float(sum(p.double().square().sum() for p in model.parameters()))}
+    return {"norm": float(sum(p.detach().double().square().sum() for p in model.parameters()))}
 
 
 def save_weights(folder, weights):
@@ -64,7 +63,3 @@ def run(accelerator, out, settings, model=None, source=None, evaluate=measure):
     source = unequal_examples() if source is None else source
     steps = train(accelerator, settings, model, source, 0, Path(out), evaluate, save_weights)
     return steps, model
-
-
-def fresh_state():
-    AcceleratorState._reset_state(reset_partial_state=True)

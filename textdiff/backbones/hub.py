@@ -1,6 +1,7 @@
 """Stock models by folder or hub id: found at once or refused with one line, read whole, never with remote code, never from a pickle."""
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
@@ -29,16 +30,17 @@ def resolve(name: str) -> str:
 
 def is_masked_lm(trunk: PreTrainedModel) -> bool:
     """Whether a loaded stock model is the masked LM of its architecture."""
-    kind = type(trunk.config)
-    return kind in MODEL_FOR_MASKED_LM_MAPPING and type(trunk) is MODEL_FOR_MASKED_LM_MAPPING[kind]
+    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(trunk.config), ())
+    return isinstance(trunk, masked)
 
 
 def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForMaskedLM] | type[AutoModelForCausalLM]:
     """BERT and its kind have both classes and are masked LMs, unless the configuration names the causal one."""
     kind = type(config)
     if kind in MODEL_FOR_CAUSAL_LM_MAPPING:
-        named_causal = MODEL_FOR_CAUSAL_LM_MAPPING[kind].__name__ in (config.architectures or [])
-        return AutoModelForCausalLM if named_causal or kind not in MODEL_FOR_MASKED_LM_MAPPING else AutoModelForMaskedLM
+        causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+        named = causal.__name__ in (config.architectures or [])
+        return AutoModelForCausalLM if named or kind not in MODEL_FOR_MASKED_LM_MAPPING else AutoModelForMaskedLM
     if kind in MODEL_FOR_MASKED_LM_MAPPING:
         return AutoModelForMaskedLM
     raise ValueError(f"{name} is a {config.model_type} model, neither a causal nor a masked LM: choose another")
@@ -51,7 +53,7 @@ def load(name: str, dtype: str) -> PreTrainedModel:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be opened: {_first_line(error)}") from error
-    auto = _auto_class(config, name)
+    auto: Any = _auto_class(config, name)
     try:
         model, report = auto.from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False

@@ -2,7 +2,7 @@
 
 The stock model runs as it is. A hook on its output embedding takes the hidden states away and hands on zero positions, so its own
 forward pays no vocabulary projection; the head is then evaluated only where it is asked for. A causal LM becomes bidirectional through
-`config.is_causal`, which transformers saves with the checkpoint. What that switch does to an architecture is measured at load, never assumed.
+`config.is_causal`, which transformers saves with the checkpoint. What that does to an architecture is measured at load, never assumed.
 """
 
 import inspect
@@ -79,6 +79,7 @@ class PretrainedBackbone(Backbone):
     def __init__(self, trunk: PreTrainedModel, causal: bool) -> None:
         super().__init__()
         self.stock, self.causal = trunk, causal
+        self._no_cache = leak.without_cache(trunk)
         self._positioned = "position_ids" in inspect.signature(trunk.forward).parameters
         self._scale = _logit_scale(trunk)
         with _probing(trunk):
@@ -104,7 +105,7 @@ class PretrainedBackbone(Backbone):
     def _output(self) -> nn.Linear:
         output = self.trunk.get_output_embeddings()
         if not isinstance(output, nn.Linear):
-            raise ValueError(f"{_title(self.trunk)} has {type(output).__name__} where a linear output embedding was expected: choose another")
+            raise ValueError(f"{_title(self.trunk)} has {type(output).__name__} as its head, expected a linear one: choose another")
         return output
 
     def context(self, batch: Batch, ahead: Tensor | None = None) -> PretrainedContext:
@@ -116,7 +117,7 @@ class PretrainedBackbone(Backbone):
         if length > self.max_length:
             raise ValueError(f"{length} tokens exceed the model's max_length of {self.max_length}: shorten the input")
         if batch.source.shape[1]:
-            raise ValueError(f"{_title(self.trunk)} has no encoder but the batch has a source: put the source before the target as a prefix")
+            raise ValueError(f"{_title(self.trunk)} has no encoder: put the batch's source before its target as a prefix")
         inputs: dict[str, Any] = {}
         if bool(batch.document.any()) or ahead is not None:
             if not self._packs:
@@ -141,7 +142,9 @@ class PretrainedBackbone(Backbone):
             return build(window)
         return {kind: build(window if kind == "sliding_attention" else None) for kind in sorted(set(kinds))}
 
-    def forward(self, tokens: Tensor, context: PretrainedContext, noise: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, context: PretrainedContext, noise: Tensor | None = None, cache: KeyValueCache | None = None
+    ) -> Tensor:
         """Hidden states (B, L, H) as the output embedding reads them; stock trunks take no noise level.
 
         Raises ValueError when given a cache: `trunk.generate` keeps the cache of its own architecture.
@@ -156,7 +159,7 @@ class PretrainedBackbone(Backbone):
 
         handle = self._output.register_forward_pre_hook(take)
         try:
-            self.trunk(input_ids=tokens, **leak.without_cache(self.trunk), **context.inputs)
+            self.trunk(input_ids=tokens, **self._no_cache, **context.inputs)
         finally:
             handle.remove()
         if len(taken) != 1 or taken[0].shape[:2] != tokens.shape:
@@ -165,7 +168,7 @@ class PretrainedBackbone(Backbone):
 
     def head(self, banned: tuple[int, ...] = ()) -> Head:
         weight, bias = self._output.weight, self._output.bias
-        return Head(weight, None if bias is None else bias * self._scale, banned_ids(banned, weight))
+        return Head(weight, bias if bias is None or self._scale == 1 else bias * self._scale, banned_ids(banned, weight))
 
     def init_weights(self, module: nn.Module) -> None:
         """Nothing: the trunk came with its weights."""
@@ -174,7 +177,7 @@ class PretrainedBackbone(Backbone):
         """Grow embedding and head to `rows`, new rows at the mean of the old, ties kept; raises ValueError when that would drop rows."""
         old = self.rows
         if rows < old:
-            raise ValueError(f"the vocabulary has {rows} rows but {_title(self.trunk)} has {old}: build it with Vocab.of(tokenizer, size={old})")
+            raise ValueError(f"the vocabulary has {rows} rows, {_title(self.trunk)} {old}: build it with Vocab.of(tokenizer, size={old})")
         if rows == old:
             return
         self.trunk.resize_token_embeddings(rows, mean_resizing=False)
@@ -191,7 +194,7 @@ class PretrainedBackbone(Backbone):
         gain = _LARGE / float(self.head()(plain).abs().max())  # a soft cap cannot hide among large logits
         handle = self._output.register_forward_pre_hook(lambda module, args: (args[0] * gain,))
         try:
-            logits = self.trunk(input_ids=tokens, **leak.without_cache(self.trunk)).logits.float()
+            logits = self.trunk(input_ids=tokens, **self._no_cache).logits.float()
         finally:
             handle.remove()
         ours = self.head()(plain * gain)

@@ -104,7 +104,9 @@ class Bench:
             profiler.export_chrome_trace(path)
             with open(path, encoding="utf-8") as file:
                 events = json.load(file)["traceEvents"]
-        allocations = sorted((event["ts"], event["args"]["Ev Idx"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]")
+        allocations = sorted(
+            (event["ts"], event["args"]["Ev Idx"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"
+        )
         now, peak = 0, 0
         for _, _, size in allocations:
             now += size
@@ -137,13 +139,17 @@ def require_equal(ours: torch.Tensor, other: torch.Tensor, tolerance: float, wha
     """Raise AssertionError when two tensors differ by more than `tolerance` of the norm of the first."""
     difference = float((ours - other).norm() / ours.norm().clamp_min(1e-30))
     if not difference <= tolerance:
-        raise AssertionError(f"{what}: relative difference {difference:.2g}, so the sides do not compute the same thing and no ratio is given")
+        raise AssertionError(
+            f"{what}: relative difference {difference:.2g}, so the sides do not compute the same thing and no ratio is given"
+        )
 
 
 def table(bench: Bench, rows: Sequence[Row]) -> Table:
     """The rows for a terminal, with the conditions they were measured under."""
     clock = "CPU time" if bench.device == "cpu" and bench.threads == 1 else "wall time"
-    conditions = f"{bench.sizes()}\n{bench.device}, {bench.threads} thread(s), torch {torch.__version__}, {bench.rounds} rounds in turns, {clock}"
+    conditions = (
+        f"{bench.sizes()}\n{bench.device}, {bench.threads} thread(s), torch {torch.__version__}, {bench.rounds} rounds in turns, {clock}"
+    )
     result = Table("bench", "quantity", "ours against", "ratio (quartiles)", "target", "", caption=conditions, caption_justify="left")
     for row in rows:
         target = "" if row.met is None else f">= {row.at_least}" if row.at_least is not None else f"<= {row.at_most}"

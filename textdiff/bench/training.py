@@ -87,7 +87,9 @@ class TrainingBench(Bench):
     batch_size: int = 8
 
     def sizes(self) -> str:
-        return f"V = {self.vocabulary}, d = {self.width}, {self.layers} layers, L = {self.length}, B = {self.batch_size}, untied head, float32"
+        return (
+            f"V = {self.vocabulary}, d = {self.width}, {self.layers} layers, L = {self.length}, B = {self.batch_size}, untied head, float32"
+        )
 
     def build(self) -> tuple[DiscreteDiffusionLM, Batch]:
         """A fresh model and a batch of random tokens."""

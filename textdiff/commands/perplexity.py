@@ -46,25 +46,20 @@ class Perplexity:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        from textdiff.data.task import scored_examples
+        from textdiff.data.layout import scored_examples
         from textdiff.evaluation.likelihood import likelihood
         from textdiff.models.loading import load
 
         if self.json is not None and not self.json.parent.is_dir():
             raise ValueError(f"no folder {self.json.parent} to write {self.json.name} into: create it first")
-        if self.length is not None and self.length < 2:
-            raise ValueError(f"length is {self.length}, expected 2 or more: a block holds one token of context and one to score")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}, expected 1 or more")
         model = load(self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
         model.to(torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
         length = min(128, model.max_length) if self.length is None else self.length
-        examples, description = scored_examples(self.data, model.tokenizer, length, self.split, self.columns)
-        if self.limit is not None:
-            if self.limit < 1:
-                raise ValueError(f"limit is {self.limit}, expected 1 or more")
-            chosen = range(0, len(examples), -(-len(examples) // self.limit))
-            examples = [examples[i] for i in chosen]
+        examples, description = scored_examples(self.data, model.tokenizer, length, self.split, self.columns, self.limit)
         with Progress(console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("scoring", total=len(examples))
             result = likelihood(

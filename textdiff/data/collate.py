@@ -7,7 +7,7 @@ Layouts, with * on the targets:
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,25 @@ from transformers import PreTrainedTokenizerBase
 from textdiff.batch import Example
 from textdiff.data.readers import Pair
 from textdiff.data.tokenizer import Encoded, Encoder
+
+
+class Examples(Sequence[Example]):
+    """Examples in a fixed order, each made when it is asked for; a subclass gives `__len__` and `at`."""
+
+    def at(self, index: int) -> Example:
+        """The example at 0 <= index < len(self)."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self.at(i) for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return self.at(index % len(self))
 
 
 class Packing(NamedTuple):
@@ -54,7 +73,7 @@ class Packing(NamedTuple):
         return Example(tokens=[before, *targets.tolist()], target=[False] + [True] * len(targets), document=document, text_bytes=text_bytes)
 
 
-class Blocks:
+class Blocks(Examples):
     """Documents packed into blocks of `length` tokens; every token of the stream is a target once, the last block is shorter.
 
     Without BOS and EOS the first token of the whole stream is context only. Raises ValueError when `length` is below 2.
@@ -82,9 +101,8 @@ class Blocks:
     def __len__(self) -> int:
         return len(self.text_bytes)
 
-    def __getitem__(self, index: int) -> Example:
-        if not 0 <= index < len(self):
-            raise IndexError(f"block {index} of {len(self)}")
+    def at(self, index: int) -> Example:
+        """Block number `index`."""
         begin = self.first + index * self.packing.stride
         targets = self.stream[begin : begin + self.packing.stride].astype(np.int64)
         start_id = self.packing.start_id
@@ -93,7 +111,7 @@ class Blocks:
         return self.packing.example(targets, before, numbers, int(self.text_bytes[index]))
 
 
-class Pairs:
+class Pairs(Examples):
     """Prompts with responses: the response and its EOS are targets; with `encoder` the prompt goes to `source`.
 
     A row (or source) longer than `max_length` raises ValueError naming its record; with `truncate` its prompt loses the end instead,
@@ -119,7 +137,8 @@ class Pairs:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> Example:
+    def at(self, index: int) -> Example:
+        """Pair number `index`."""
         prompt, response, text_bytes = self._rows[index]
         target = [*response.tolist(), self.end_id]
         context = [self.start_id] if self.encoder else [self.start_id, *prompt.tolist(), self.end_id]

@@ -55,6 +55,11 @@ class Corpus:
         notes = "".join(f"; {note}" for note in self.notes)
         return f"{self.name}: {counts} train/validation/test records, {characters:,} characters, sha256 {self.sha256[:16]}{notes}"
 
+    @property
+    def holds_pairs(self) -> bool:
+        """Whether the records are (prompt, response) pairs rather than documents."""
+        return any(isinstance(record, Pair) for part in self.splits for record in part[:1])
+
     def texts(self) -> Splits[str]:
         """The records as documents; raises ValueError when they are pairs."""
         return Splits(*([self._document(record) for record in part] for part in self.splits))

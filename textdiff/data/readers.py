@@ -113,11 +113,11 @@ def _json_lines(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                row = json.loads(line.strip().decode("utf-8-sig" if number == 1 else "utf-8"))
             except UnicodeDecodeError as error:
                 bad.add(place, _not_utf8(error))
             except json.JSONDecodeError as error:
-                bad.add(place, f"not JSON: {error.msg} at column {error.colno} (expected one object per line)")
+                bad.add(place, f"not JSON, {error.msg.lower()} (character {error.colno}): expected one object per line")
             except RecursionError:
                 bad.add(place, "not a row: nested too deeply")
             else:

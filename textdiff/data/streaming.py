@@ -154,7 +154,6 @@ class StreamBlocks:
         self._carry = np.asarray(state["carry"], dtype=np.int64).reshape(3, -1)
 
     def __iter__(self) -> Iterator[Example]:
-        yield from self._cut()
         while True:
             fresh, before = self._read is None, self._documents
             self.rows.set_epoch(self.epoch)

@@ -2,27 +2,18 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from textdiff.batch import Example
 from textdiff.data import pydocs
-from textdiff.data.collate import Blocks, Pairs
+from textdiff.data.collate import Blocks, Examples, Pairs
 from textdiff.data.corpora import Corpus, resolve
 from textdiff.data.readers import Pair
 from textdiff.data.splits import Splits
 from textdiff.data.streaming import StreamBlocks, TextStream, open_stream
 
 _STREAM_HELD_OUT = 500  # documents of a stream's validation and test splits when no limit is set
-
-
-class Examples(Protocol):
-    """Examples in a fixed order, read by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
 
 
 class Data(NamedTuple):

@@ -6,13 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from textdiff.batch import Batch, Example, collate
 from textdiff.models.base import LanguageModel
 from textdiff.randomness import Rng
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
+
+
+Row = tuple[int, float, int, int]  # index, nats, tokens, bytes of one example
 
 
 class EvaluationStopped(Exception):
@@ -80,6 +83,26 @@ def likelihood(
     With torch.distributed running, each process scores its share and all return the same numbers. Raises ValueError when there is
     nothing to score, and EvaluationStopped when `should_stop` says so.
     """
+    rows = _scored(model, examples, draws, batch_size, seed, progress, should_stop)
+    return _summary(rows, draws if model.nll_is_bound else 1, model.nll_is_bound)
+
+
+def sequence_nats(model: LanguageModel, examples: Sequence[Example], draws: int = 16, batch_size: int = 32, seed: int = 0) -> Tensor:
+    """Nats of each example, (N,) float64, as `likelihood` sums them."""
+    rows = _scored(model, examples, draws, batch_size, seed)
+    return torch.tensor([nats for _, nats, _, _ in rows], dtype=torch.float64)
+
+
+def _scored(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    draws: int,
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Row]:
+    """Every example's row, in the order of the examples, on every process."""
     if draws < 1:
         raise ValueError(f"draws is {draws}, expected 1 or more")
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
@@ -87,7 +110,7 @@ def likelihood(
     draws = draws if model.nll_is_bound else 1
     was_training = model.training
     model.eval()
-    rows: list[tuple[int, float, int, int]] = []
+    rows: list[Row] = []
     most = -(-len(examples) // world)  # every process makes as many rounds, because `should_stop` may be a collective call
     for start in range(0, most, batch_size):
         if should_stop():
@@ -98,11 +121,10 @@ def likelihood(
             rows += _score(model, [examples[i] for i in index], index, draws, seed)
         progress(min(start + batch_size, most), most)
     model.train(was_training)
-    return _summary(_gathered(rows, world), draws, model.nll_is_bound)
+    return _gathered(rows, world)
 
 
-def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int) -> list[tuple[int, float, int, int]]:
-    """(index, nats, tokens, bytes) of each example."""
+def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int) -> list[Row]:
     device = next(model.parameters()).device
     batch = collate(examples, pad_id=model.vocab.pad_id or 0, sample_id=index).to(device)
     total = torch.zeros(len(index), dtype=torch.float64, device=device)
@@ -118,7 +140,7 @@ def _in_stratum(batch: Batch, k: int, draws: int) -> Batch:
     return batch._replace(stratum=stratum)
 
 
-def _summary(rows: list[tuple[int, float, int, int]], draws: int, is_bound: bool) -> Likelihood:
+def _summary(rows: list[Row], draws: int, is_bound: bool) -> Likelihood:
     tokens = sum(row[2] for row in rows)
     if tokens == 0:
         raise ValueError("there is no token to score: the data is empty, or nothing in it is a target")
@@ -140,7 +162,7 @@ def _is_distributed() -> bool:
     return distributed.is_available() and distributed.is_initialized()
 
 
-def _gathered(rows: list[tuple[int, float, int, int]], world: int) -> list[tuple[int, float, int, int]]:
+def _gathered(rows: list[Row], world: int) -> list[Row]:
     if world == 1:
         return sorted(rows)
     parts: list[Any] = [None] * world

@@ -1,6 +1,6 @@
 """Unigram and trigram baselines: what a model must beat before its perplexity means anything. Both are exact likelihoods, in nats."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,14 +11,6 @@ from textdiff.vocab import Vocab
 
 Ids = NDArray[np.int64]
 Probabilities = NDArray[np.float64]
-
-
-class Examples(Protocol):
-    """Examples in a fixed order, read by index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Example: ...
 
 
 class Trigrams(NamedTuple):
@@ -37,20 +29,19 @@ class Baseline(Protocol):
         ...
 
 
-def trigrams(examples: Examples, vocab: Vocab) -> Trigrams:
+def trigrams(examples: Sequence[Example], vocab: Vocab) -> Trigrams:
     """The targets of all examples with their contexts; context tokens (BOS, prompts) are seen and not counted."""
     none = np.zeros((3, 0), dtype=np.int64)
     return Trigrams(*np.concatenate([none, *_rows(examples, vocab.size)], axis=1))
 
 
-def _rows(examples: Examples, start: int) -> Iterator[Ids]:
-    for index in range(len(examples)):
-        example = examples[index]
+def _rows(examples: Sequence[Example], start: int) -> Iterator[Ids]:
+    for example in examples:
         tokens = np.asarray([start, start, *example.tokens], dtype=np.int64)
         yield np.stack([tokens[:-2], tokens[1:-1], tokens[2:]])[:, np.asarray(example.target, dtype=bool)]
 
 
-def nats_per_token(model: Baseline, examples: Examples, vocab: Vocab) -> float:
+def nats_per_token(model: Baseline, examples: Sequence[Example], vocab: Vocab) -> float:
     """Mean -ln P over the targets of the examples; raises ValueError when there is none."""
     grams = trigrams(examples, vocab)
     if not len(grams.token):
@@ -74,7 +65,7 @@ class Uniform:
 class Unigram:
     """Token frequencies, each count raised by 1/2 (Krichevsky and Trofimov 1981)."""
 
-    def __init__(self, train: Examples, vocab: Vocab) -> None:
+    def __init__(self, train: Sequence[Example], vocab: Vocab) -> None:
         counts = np.bincount(trigrams(train, vocab).token, minlength=vocab.size + 1) + 0.5 * (Uniform(vocab).table > 0)
         self.table: Probabilities = counts / counts.sum()  # (V + 1,)
 
@@ -91,7 +82,7 @@ class Trigram:
     with counts c at the top order, numbers of distinct left neighbours below it, and the uniform distribution at the bottom.
     """
 
-    def __init__(self, train: Examples, vocab: Vocab) -> None:
+    def __init__(self, train: Sequence[Example], vocab: Vocab) -> None:
         self.base = vocab.size + 1  # ids and the sign for "not begun"
         grams = trigrams(train, vocab)
         keys3, counts3 = np.unique(self._key(grams.second, grams.first, grams.token), return_counts=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from textdiff.guidance.base import Guidance, GuidedDenoiser
-from textdiff.prediction import Prediction, TransformedPrediction
+from textdiff.prediction import MostProbable, Prediction, TransformedPrediction
 from textdiff.processes.base import Denoiser
 
 
@@ -36,19 +36,16 @@ class Filters(Guidance):
 
     def applied(self, pred: Prediction) -> Prediction:
         """A prediction that draws from the filtered law."""
-        return TransformedPrediction(pred, self.logits)
+        return MostProbable(pred) if self.temperature == 0 else TransformedPrediction(pred, self.logits)
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Filtered logits (N, V); what is dropped is -inf."""
-        if self.temperature == 0:
-            best = logits.argmax(-1, keepdim=True)
-            return torch.full_like(logits, -torch.inf).scatter(-1, best, 0.0)
+        """Filtered logits (N, V) at a temperature above 0; what is dropped is -inf."""
         logits = logits / self.temperature
         if 0 < self.top_k < logits.shape[-1]:
             least = logits.topk(self.top_k, dim=-1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
         if self.top_p < 1:
-            ordered, index = logits.sort(dim=-1, descending=True)
+            ordered, index = logits.sort(dim=-1, descending=True, stable=True)
             probability = ordered.softmax(-1)
             before = probability.double().cumsum(-1) - probability.double()
             logits = logits.masked_fill((before >= self.top_p).gather(-1, index.argsort(-1)), -torch.inf)

@@ -109,7 +109,7 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ig
             return super().generate(input_ids, attention_mask, generation_config, streamer, sampler, **kwargs)
         if sampler is not None and not isinstance(sampler, Autoregressive):
             sampler.check(self)
-        config = (generation_config or self.generation_config).updated(**kwargs)
+        config = self._options(generation_config, sampler, kwargs)
         self.default_sampler(config.max_denoising_steps)  # refuses options that mean nothing here
         input_ids, attention_mask = self._prompt(input_ids, attention_mask)
         self._fits(int(attention_mask.sum(1).max()), config.max_new_tokens)

@@ -29,6 +29,10 @@ class TextDiffusionGenerationConfig(GenerationConfig):
     _IDS = ("mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id")
 
     def __init__(self, **kwargs: Any) -> None:
+        known = (*self._OWN, *self._IDS)
+        for name in kwargs:
+            if name not in (*known, "transformers_version"):
+                raise ValueError(f"generate got {name!r}, which it does not read; it reads {', '.join(known)}")
         own = {name: kwargs.pop(name, None) for name in ("max_denoising_steps", "sampler_config", "seed", "mask_token_id")}
         super().__init__(**kwargs)
         self.max_new_tokens = 64 if self.max_new_tokens is None else self.max_new_tokens
@@ -43,13 +47,17 @@ class TextDiffusionGenerationConfig(GenerationConfig):
         """Model configurations hold nothing about generation."""
         raise NotImplementedError
 
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """Raise ValueError for values that generation cannot use; transformers' own rules refuse 0 new tokens and a temperature without
+        `do_sample`, which mean infilling and sampling here."""
+        self.filters()
+        if self.max_new_tokens is not None and self.max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens}, expected 0 or more")
+
     def updated(self, **changes: Any) -> "TextDiffusionGenerationConfig":
         """A copy with some fields changed; raises ValueError for a field that generation does not read."""
-        known = (*self._OWN, *self._IDS)
-        for name in changes:
-            if name not in known:
-                raise ValueError(f"generate got {name!r}, which it does not read; it reads {', '.join(known)}")
-        return TextDiffusionGenerationConfig(**{name: changes.get(name, vars(self)[name]) for name in known})
+        own = {name: vars(self)[name] for name in (*self._OWN, *self._IDS)}
+        return TextDiffusionGenerationConfig(**{**own, **changes})
 
     def filters(self) -> Filters:
         """Temperature, top-k and top-p as guidance."""
@@ -63,7 +71,7 @@ class TextDiffusionOutput(ModelOutput):
 
     sequences: Tensor | None = None  # (B, P + new) long, prompt included; padding after the end of a row
     nfe: Tensor | None = None  # (B,) long, network calls each row took part in
-    tokens_per_forward: Tensor | None = None  # (B,) generated tokens per call
+    tokens_per_forward: Tensor | None = None  # (B,) generated tokens per call, the end token included and the padding after it not
 
 
 class Streamer(Protocol):
@@ -126,7 +134,7 @@ class TextDiffusionGenerationMixin:
         Raises ValueError for prompts that do not fit the model, a sampler that does not fit its process, and unknown options.
         """
         denoiser: Any = self
-        config = (generation_config or self.generation_config).updated(**kwargs)
+        config = self._options(generation_config, sampler, kwargs)
         sampler = self._sampler(config) if sampler is None else sampler
         input_ids, attention_mask = self._prompt(input_ids, attention_mask)
         if streamer is not None and len(input_ids) > 1:
@@ -149,13 +157,29 @@ class TextDiffusionGenerationMixin:
             streamer.end()
         return output
 
+    def _options(
+        self, config: TextDiffusionGenerationConfig | None, sampler: Sampler | None, changes: dict[str, Any]
+    ) -> TextDiffusionGenerationConfig:
+        """The options of one call, none of which may be ignored."""
+        for name in ("sampler_config", "max_denoising_steps"):
+            if sampler is not None and changes.get(name) is not None:
+                raise ValueError(f"generate got both a sampler and {name}: give the sampler its own options")
+        config = (config or self.generation_config).updated(**changes)
+        vocab = self.vocab
+        for name, own in zip(config._IDS, (vocab.mask_id, vocab.pad_id, vocab.bos_id, vocab.eos_id), strict=True):
+            given = vars(config)[name]
+            if given is not None and given != own:
+                raise ValueError(f"{name} is {given} and the model was built with {own}: leave it out")
+        return config
+
     def _sampler(self, config: TextDiffusionGenerationConfig) -> Sampler:
         if config.sampler_config is not None:
             options = dict(config.sampler_config)
             if config.max_denoising_steps is not None:
                 options["steps"] = config.max_denoising_steps
             sampler = plain.from_plain(options)
-            assert isinstance(sampler, Sampler)
+            if not isinstance(sampler, Sampler):
+                raise ValueError(f"sampler_config is {config.sampler_config}, expected a Sampler or its plain form (spec.to_plain)")
             return sampler
         return self.default_sampler(config.max_denoising_steps)
 
@@ -166,10 +190,13 @@ class TextDiffusionGenerationMixin:
                 raise ValueError("generate got no prompt and the tokenizer has no BOS or EOS token to begin with: give input_ids")
             device = next(self.parameters()).device  # type: ignore[attr-defined]
             input_ids = torch.full((1, 1), first, device=device)
-        if input_ids.dim() != 2 or input_ids.dtype != torch.long:
+        if input_ids.dim() != 2 or len(input_ids) == 0 or input_ids.dtype != torch.long:
             raise ValueError(f"input_ids are {tuple(input_ids.shape)} {input_ids.dtype}, expected (batch, length) int64")
         if input_ids.numel() and not 0 <= int(input_ids.min()) <= int(input_ids.max()) < self.vocab.size:
-            raise ValueError(f"input_ids go up to {int(input_ids.max())}, the model has {self.vocab.size} rows: was it another tokenizer?")
+            low, high = int(input_ids.min()), int(input_ids.max())
+            raise ValueError(f"input_ids run from {low} to {high}, the model has {self.vocab.size} rows: was it another tokenizer?")
+        if attention_mask is not None and attention_mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask is {tuple(attention_mask.shape)}, expected the shape of input_ids, {tuple(input_ids.shape)}")
         return input_ids, torch.ones_like(input_ids) if attention_mask is None else attention_mask
 
     def _fits(self, prompt: int, new: int) -> None:
@@ -200,13 +227,14 @@ class TextDiffusionGenerationMixin:
 
     def _output(self, x0: Tensor, canvas: Canvas, prompt: _Prompt, input_ids: Tensor) -> TextDiffusionOutput:
         fresh, vocab = x0.gather(1, prompt.generated), self.vocab
+        tokens = prompt.batch.target.sum(1)
         if vocab.eos_id is not None:
             ended = (fresh == vocab.eos_id).cumsum(1) - (fresh == vocab.eos_id).long() > 0
+            tokens = tokens - ended.sum(1)
             fresh = fresh.masked_fill(ended, vocab.pad_id if vocab.pad_id is not None else vocab.eos_id)
         column = torch.arange(x0.shape[1], device=x0.device)
         is_prompt = column < prompt.kept.sum(1, keepdim=True)
         filled = input_ids.masked_scatter(prompt.kept, x0[is_prompt])
-        tokens = prompt.batch.target.sum(1)
         return TextDiffusionOutput(torch.cat([filled, fresh], dim=1), canvas.nfe, tokens / canvas.nfe.clamp_min(1))
 
 

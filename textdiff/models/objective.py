@@ -38,4 +38,5 @@ class CrossEntropy(Objective):
             raise ValueError(f"CrossEntropy divides out the weight of masked diffusion; {type(process).__name__} needs the Bound objective")
         nats, bound = Bound()(process, pred, clean, noised, where)
         weight = noised.weight * process.rate(noised.t)
+        weight = weight.where(weight > 0, 1.0)  # a row without targets has weight 0, and no cost to divide
         return nats / weight[:, None].to(nats.dtype), bound

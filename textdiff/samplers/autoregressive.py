@@ -49,9 +49,9 @@ class Autoregressive(Sampler):
         columns = target.any(0).nonzero()[:, 0].tolist()
         for column in columns:
             pred = predictor.read(x[:, read:column])
-            read, nfe = column, nfe + running
             drawn, _ = pred.draw(torch.ones(rows, 1, dtype=torch.bool, device=x.device), rng.draw(column))
             writes = target[:, column] & running
+            read, nfe = column, nfe + writes  # a row counts the calls that it needs, however long its neighbours' prompts are
             x = x.clone()
             x[:, column] = drawn.where(writes, x[:, column])
             running = running & ~(writes & (drawn == self.eos_id)) & target[:, column + 1 :].any(1)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from textdiff.batch import Batch
 from textdiff.processes.base import Denoiser, Process
+from textdiff.processes.left_to_right import LeftToRight
 from textdiff.randomness import Rng
 
 
@@ -31,11 +32,10 @@ class Sampler:
 
     def check(self, denoiser: Denoiser) -> None:
         """Raise ValueError when the sampler does not fit the denoiser's process."""
-        if not isinstance(denoiser.process, self.requires):
-            raise ValueError(
-                f"{type(self).__name__} samples a {self.requires.__name__} process and the model's is {type(denoiser.process).__name__}: "
-                "choose a sampler made for it"
-            )
+        process, any_noise = denoiser.process, self.requires is Process
+        if not isinstance(process, self.requires) or (any_noise and isinstance(process, LeftToRight)):
+            needed, found = "noise" if any_noise else self.requires.__name__, type(process).__name__
+            raise ValueError(f"{type(self).__name__} samples a {needed} process and the model's is {found}: choose a sampler made for it")
 
     def trajectory(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Iterator[Canvas]:
         """Every canvas from pure noise to the result; the tensors of a yielded canvas are never modified afterwards."""

@@ -56,6 +56,8 @@ class Confidence(Sampler):
             uniform = step_rng.rows(index).uniform("order", (asked.shape[1],))[asked]
             score = _spread(self.score(statistics, uniform).double(), asked, -torch.inf)
             commit = self.commit(score, _spread(statistics.entropy.double(), asked, 0.0), asked, step)
+            if not bool(commit.any(1).all()):  # every rule commits at least one, unless it cannot compare: the loop would not end
+                raise ValueError("the prediction is not a number (nan), so no token can be chosen: have the weights diverged?")
             tokens = torch.zeros_like(canvas.x[index]).masked_scatter(asked, drawn)
             x = canvas.x.index_copy(0, index, tokens.where(commit, canvas.x[index]))
             remaining = remaining.index_copy(0, index, asked & ~commit)

@@ -37,7 +37,7 @@ class Run:
         self.take_step = OptimizerStep(accelerator, self.wrapped, self.optimizer, settings.clip, settings.seed)
         self.step, self.tokens, self.evaluated = 0, 0, 0
         self.meter = Meter()
-        self._saved: tuple[int, int] | None = None  # (step, evaluated) of the last checkpoint
+        self._saved = (0, 0)  # (step, evaluated) of the last checkpoint; the start needs none
 
     def advance(self) -> dict[str, float] | None:
         """One optimizer step; the numbers to log when a row is due."""

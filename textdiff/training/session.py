@@ -31,6 +31,7 @@ def session(bf16: bool = False) -> Iterator[Accelerator]:
     precision = _precision(bf16, cpu)
     # A plugin, because the plain argument would be overridden by an environment variable; the loop accumulates by itself.
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
+    AcceleratorState._reset_state(reset_partial_state=True)  # one Python process may hold several sessions, of different precision
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_plugin=plugin)
     asked = processes_asked()
     if asked is not None and asked != accelerator.num_processes:
@@ -51,7 +52,6 @@ def _close(accelerator: Accelerator) -> None:
     accelerator.free_memory()
     gc.collect()
     accelerator.end_training()
-    AcceleratorState._reset_state(reset_partial_state=True)  # so that one Python process can hold several sessions
 
 
 def _precision(bf16: bool, cpu: bool) -> str:

@@ -36,7 +36,7 @@ class OptimizerStep:
         self.accelerator, self.model, self.optimizer, self.clip, self.seed = accelerator, model, optimizer, clip, seed
 
     def __call__(self, step: int, window: list[Batch], learning_rate: float, progress: float) -> Outcome:
-        """Take step `step`; raises NonFiniteLossError, before anything has changed, and ValueError when a micro-batch does not fit in memory."""
+        """Take step `step`; raises NonFiniteLossError before anything has changed, ValueError when a micro-batch does not fit in memory."""
         self.optimizer.zero_grad()
         counted = torch.tensor(sum(int(batch.target.sum()) for batch in window), device=self.accelerator.device)
         count = self.accelerator.reduce(counted, reduction="sum")

@@ -1,0 +1,71 @@
+import itertools
+
+import pytest
+import torch
+
+from textdiff.backbones import attention_masks as masks
+
+LENGTH = 7
+ATTEND = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0, 0]]).bool()
+DOCUMENT = torch.tensor([[1, 1, 1, 2, 2, 3, 3], [1, 1, 2, 2, 2, 0, 0], [0, 0, 0, 0, 0, 0, 0]])
+
+
+def by_definition(is_causal: bool, window: int | None = None, ahead: torch.Tensor | None = None) -> torch.Tensor:
+    """The mask entry by entry: who may look at whom, in words."""
+    mask = torch.zeros(3, 1, LENGTH, LENGTH, dtype=torch.bool)
+    for b, q, k in itertools.product(range(3), range(LENGTH), range(LENGTH)):
+        past = k <= q and (window is None or q - k < window)
+        opened = not is_causal and (ahead is None or bool(ahead[q, k])) and (window is None or abs(q - k) <= window)
+        readable = bool(ATTEND[b, k]) and bool(DOCUMENT[b, q] == DOCUMENT[b, k])
+        mask[b, 0, q, k] = q == k or ((past or opened) and readable)
+    return mask
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_combined_is_padding_documents_and_direction(is_causal: bool) -> None:
+    assert torch.equal(masks.combined(ATTEND, DOCUMENT, is_causal), by_definition(is_causal))
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+def test_combined_is_none_when_only_the_direction_restricts(is_causal: bool) -> None:
+    assert masks.combined(torch.ones(2, 5).bool(), torch.zeros(2, 5).long(), is_causal) is None
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3])
+def test_stock_is_the_definition_with_windows(is_causal: bool, window: int | None) -> None:
+    assert torch.equal(masks.stock(ATTEND, DOCUMENT, is_causal, window), by_definition(is_causal, window))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_stock_opens_the_future_entry_by_entry(window: int | None) -> None:
+    ahead = torch.rand(LENGTH, LENGTH, generator=torch.Generator().manual_seed(0)) < 0.5
+    assert torch.equal(masks.stock(ATTEND, DOCUMENT, False, window, ahead), by_definition(False, window, ahead))
+    closed = masks.stock(ATTEND, DOCUMENT, False, window, torch.zeros_like(ahead))
+    assert torch.equal(closed, masks.stock(ATTEND, DOCUMENT, True, window))
+
+
+def test_blocks_are_opened_futures() -> None:
+    block = torch.arange(LENGTH) // 3
+    mask = masks.stock(ATTEND[:1], torch.zeros_like(DOCUMENT[:1]), False, ahead=block[:, None] == block[None])
+    assert torch.equal(mask[0, 0], block[:, None] >= block[None])
+
+
+def test_every_row_of_every_mask_sees_itself() -> None:
+    nothing = torch.zeros(1, LENGTH).bool()
+    for mask in (masks.combined(nothing, DOCUMENT[2:], False), masks.stock(nothing, DOCUMENT[2:], True, 1)):
+        assert torch.equal(mask[0, 0], torch.eye(LENGTH).bool())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_additive_mask_gives_the_softmax_over_the_allowed(dtype: torch.dtype) -> None:
+    mask = masks.stock(ATTEND, DOCUMENT, True)
+    scores = torch.randn(3, 2, LENGTH, LENGTH)
+    weights = (scores.to(dtype) + masks.additive(mask, dtype)).float().softmax(-1)
+    expected = scores.to(dtype).float().masked_fill(~mask, -torch.inf).softmax(-1)
+    torch.testing.assert_close(weights, expected)
+
+
+def test_positions_restart_in_every_run() -> None:
+    expected = torch.tensor([[0, 1, 2, 0, 1, 0, 1], [0, 1, 0, 1, 2, 0, 1], [0, 1, 2, 3, 4, 5, 6]])
+    assert torch.equal(masks.positions(DOCUMENT), expected)

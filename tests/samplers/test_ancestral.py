@@ -1,0 +1,91 @@
+import pytest
+import torch
+from torch import Tensor
+
+from tests.contracts import check_sampler
+from tests.samplers.watched import CHAIN, PAIR, Watched, assert_law, blank, oracle, pair_law
+from textdiff.oracle import Markov, total_variation
+from textdiff.processes.masked import Masked
+from textdiff.randomness import Rng
+from textdiff.samplers.ancestral import Ancestral
+from textdiff.schedules import Cosine, LogLinear, Schedule
+from textdiff.vocab import Vocab
+
+
+def finite_step_law(schedule: Schedule, steps: int) -> Tensor:
+    """The law after `steps` steps: tokens revealed together are independent given nothing, else the second sees the first."""
+    alpha = schedule.alpha(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+    alpha[0], alpha[-1] = 0, 1  # pure noise at the start, clean at the end
+    together = float((alpha.diff() ** 2).sum())
+    product = pair_law().sum(1)[:, None] * pair_law().sum(0)
+    return (1 - together) * pair_law() + together * product
+
+
+@pytest.mark.parametrize("schedule", [LogLinear(), LogLinear(eps=0.1), Cosine()], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_the_law_of_few_steps_is_the_enumerated_one(schedule: Schedule, steps: int) -> None:
+    rows = 40_000
+    samples = Ancestral(steps=steps).sample(oracle(PAIR, schedule), blank(rows, 2), Rng(steps, 0, torch.arange(rows)))
+    assert_law(samples, finite_step_law(schedule, steps))
+
+
+def test_the_enumerated_law_converges_to_the_joint_law_at_rate_one_over_steps() -> None:
+    far, near = ((finite_step_law(LogLinear(), steps) - pair_law()).abs().sum() for steps in (10, 1000))
+    assert float(far / near) == pytest.approx(100)
+
+
+def test_many_steps_reproduce_the_joint_law() -> None:
+    rows = 20_000
+    assert_law(Ancestral(steps=400).sample(oracle(PAIR), blank(rows, 2), Rng(0, 0, torch.arange(rows))), pair_law())
+
+
+def test_keeps_the_contract() -> None:
+    check_sampler(Ancestral(steps=200), Masked(), rows=1000)
+
+
+def test_only_rows_that_change_are_run_and_only_changing_positions_projected() -> None:
+    """The projected positions of all steps are exactly the targets, once each; nfe counts the steps in which a row changed."""
+    rows, steps = 6, 40
+    watched = Watched(oracle(CHAIN))
+    canvases = list(Ancestral(steps=steps).trajectory(watched, blank(rows, 7), Rng(0, 0, torch.arange(rows))))
+    assert len(canvases) == steps + 1
+    changed = torch.stack([(a.x != b.x).any(1) for a, b in zip(canvases, canvases[1:], strict=False)])
+    assert torch.equal(canvases[-1].nfe, changed.sum(0))
+    assert len(watched.calls) == int(changed.any(1).sum()) < steps
+    assert sum(len(call.xt) for call in watched.calls) == int(changed.sum())
+    assert sum(int(where.sum()) for call in watched.calls for where in call.asked) == rows * 7
+    for call in watched.calls:
+        (where,) = call.asked
+        assert bool((call.xt[where] == CHAIN.states).all())
+        assert bool(where.any(1).all())
+
+
+def test_times_are_equal_steps_from_one_to_zero() -> None:
+    canvases = list(Ancestral(steps=4).trajectory(oracle(CHAIN), blank(2, 7), Rng(0, 0, torch.arange(2))))
+    assert [canvas.t for canvas in canvases] == [1.0, 0.75, 0.5, 0.25, 0.0]
+
+
+def markov_distance(sequences: int, length: int, steps: int) -> list[tuple[float, float]]:
+    """Total variation of the pair law at distance 1, 2 and 8: of sampled sequences, and of true ones."""
+    source, ids = Markov.random(16, length, seed=3), torch.arange(sequences)
+    samples = Ancestral(steps=steps).sample(oracle(source), blank(sequences, length), Rng(0, 0, ids))
+    true = source.sample(sequences, Rng(1, 0, ids))
+    return [(total_variation(samples, source, d), total_variation(true, source, d)) for d in (1, 2, 8)]
+
+
+def test_source_of_sixteen_states_is_reproduced() -> None:
+    for sampled, true in markov_distance(400, 16, 300):
+        assert sampled < 1.3 * true
+
+
+@pytest.mark.slow
+def test_long_source_of_sixteen_states_is_reproduced_as_closely_as_true_samples_do() -> None:
+    distances = markov_distance(4000, 64, 1000)
+    print("ancestral, 1,000 steps: total variation (sampled, true) at distance 1, 2, 8:", distances)
+    for sampled, true in distances:
+        assert sampled < 1.2 * true
+
+
+def test_unbound_process_vocabulary_is_named_in_the_error() -> None:
+    with pytest.raises(ValueError, match="mask token"):
+        Masked().bind(Vocab(size=4, tokens=4))

@@ -1,0 +1,123 @@
+"""The variance of a bound's estimate at equal forwards, on a small byte-level masked model trained first.
+
+The ratio of variances is the ratio of forwards that the same standard error costs.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.batch import Batch, Clean
+from textdiff.bench.base import Bench, Row, quartiles
+from textdiff.data import pydocs
+from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
+from textdiff.models.objective import Bound
+from textdiff.processes.base import UniformTime
+from textdiff.randomness import Rng
+from textdiff.training.optimizer import build_optimizer, learning_rate_at
+from textdiff.vocab import Vocab
+
+_BYTES = Vocab(size=257, tokens=257, mask_id=256)
+_RESAMPLES = 400  # of the sequences, for the quartiles of a ratio
+Estimator = Callable[[DiscreteDiffusionLM, Batch, Rng], Tensor]  # -> (B,) nats, unbiased
+
+
+@torch.no_grad()
+def bernoulli(model: DiscreteDiffusionLM, batch: Batch, rng: Rng) -> Tensor:
+    """One forward with t uniform on [1e-3, 1], every token masked with probability t, weight 1/t (MDLM's evaluation)."""
+    alone = torch.tensor([0, 1], device=batch.tokens.device).expand(len(batch.tokens), 2)
+    noised = UniformTime(t_min=1e-3)(model.process, batch.tokens, batch.target, alone, rng)
+    pred = model.predictor(batch)(noised.xt, noised.t)
+    return Bound()(model.process, pred, Clean(batch.tokens, batch.tokens), noised, batch.target)[1].double().sum(1)
+
+
+@dataclass(frozen=True)
+class StratifiedCounts:
+    """The mean of `draws` forwards, the k-th with a mask count from the k-th of as many strata: what `evaluation.likelihood` averages."""
+
+    draws: int
+
+    def __call__(self, model: DiscreteDiffusionLM, batch: Batch, rng: Rng) -> Tensor:
+        """(B,) nats."""
+        total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
+        for k in range(self.draws):
+            stratum = torch.tensor([k, self.draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
+            total += model.nll(batch._replace(stratum=stratum), rng.draw(k))
+        return total / self.draws
+
+
+def repeated(estimator: Estimator, model: DiscreteDiffusionLM, batch: Batch, repetitions: int, seed: int) -> Tensor:
+    """Independent estimates of the same sequences, (repetitions, B) nats."""
+    return torch.stack([estimator(model, batch, Rng(seed, i, batch.sample_id)) for i in range(repetitions)])
+
+
+def variance_ratio(naive: Tensor, ours: Tensor, draws: int, seed: int) -> tuple[float, float, float]:
+    """Quartiles, over resampled sequences, of Var(mean of `draws` naive estimates) / Var(ours), each (repetitions, B).
+
+    Raises AssertionError when the two means differ by more than five standard errors.
+    """
+    gap = naive.mean() - ours.mean()
+    error = ((naive.var(0) / len(naive)).sum() + (ours.var(0) / len(ours)).sum()).sqrt() / naive.shape[1]
+    if not abs(gap) < 5 * error:
+        raise AssertionError(f"the estimators differ by {float(gap):.3g} nats with a standard error of {float(error):.3g}: no ratio is given")
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.randint(naive.shape[1], (_RESAMPLES, naive.shape[1]), generator=generator)
+    ratio = naive.var(0).cpu()[index].mean(1) / draws / ours.var(0).cpu()[index].mean(1)
+    return quartiles(ratio.tolist())
+
+
+@dataclass(frozen=True)
+class LikelihoodBench(Bench):
+    """Stratified exact mask counts against i.i.d. times with Bernoulli masks; `rounds` sets the repetitions (16 for each round)."""
+
+    rounds: int = 4
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    length: int = 64
+    batch_size: int = 32
+    training_steps: int = 800
+    sequences: int = 32
+
+    def sizes(self) -> str:
+        trained = f"{self.training_steps} steps of {self.batch_size} rows of {pydocs.NAME} ({pydocs.python()})"
+        return f"bytes, d = {self.width}, {self.layers} layers, L = {self.length}, {trained}; {self.sequences} held-out sequences"
+
+    def measure(self) -> list[Row]:
+        documents = pydocs.load()
+        model = self.trained(documents.train)
+        batch = self._rows(documents.validation, self.sequences, torch.Generator().manual_seed(self.seed + 1))
+        repetitions = 16 * self.rounds
+        naive = repeated(bernoulli, model, batch, 8 * repetitions, self.seed)
+        rows = []
+        for draws, target in ((4, None), (16, 5.0)):
+            ours = repeated(StratifiedCounts(draws), model, batch, repetitions, self.seed + draws)
+            quantity = f"variance saved at {draws} forwards"
+            rows.append(Row("likelihood", quantity, "i.i.d. t, Bernoulli masks", *variance_ratio(naive, ours, draws, self.seed), at_least=target))
+        return rows
+
+    def trained(self, texts: list[str]) -> DiscreteDiffusionLM:
+        """A byte-level masked model after `training_steps` steps."""
+        torch.manual_seed(self.seed)
+        trunk = TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, max_length=self.length)
+        model = Discrete(backbone=trunk).build(_BYTES).to(self.device)
+        optimizer = build_optimizer(dict(model.named_parameters()), weight_decay=0.01, betas=(0.9, 0.99))
+        generator = torch.Generator().manual_seed(self.seed)
+        for step in range(self.training_steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, self.training_steps, peak=2e-3, warmup=50, final_fraction=0.1)
+            loss = model(self._rows(texts, self.batch_size, generator), self.seed, step)
+            (loss.total / loss.tokens).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        return model.eval()
+
+    def _rows(self, texts: list[str], rows: int, generator: torch.Generator) -> Batch:
+        """Windows of the texts' bytes."""
+        data = torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)
+        start = torch.randint(len(data) - self.length, (rows, 1), generator=generator)
+        return Batch.of(data[start + torch.arange(self.length)].long()).to(self.device)
