@@ -14,11 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Example
 from textdiff.cli import run_presets
-from textdiff.evaluation.likelihood import likelihood
+from textdiff.data.collate import Examples
+from textdiff.evaluation.likelihood import likelihood, sequence_nats
 from textdiff.models.autoregressive import AutoregressiveSpec
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.discrete import Discrete
@@ -52,7 +54,7 @@ class MarkovRun:
     """Folder of the run (default: runs/NAME-SEED)."""
 
 
-class Sequences:
+class Sequences(Examples):
     """Sequences of a source as examples: BOS, then the states, which are the targets; kept as bytes."""
 
     def __init__(self, source: Markov, count: int, seed: int) -> None:
@@ -63,13 +65,14 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.states)
 
-    def __getitem__(self, index: int) -> Example:
+    def at(self, index: int) -> Example:
         states = self.states[index].tolist()
         return Example(tokens=[self.bos, *states], target=[False, *[True] * len(states)])
 
 
 def run(recipe: MarkovRun, name: str) -> float:
     """Train, then print the gap to the entropy in percent of it; returns the gap."""
+    logging.disable_progress_bar()
     source = Markov.random(recipe.states, recipe.length, seed=recipe.source_seed)
     vocab = Vocab(size=recipe.states + 2, tokens=recipe.states + 2, mask_id=recipe.states, bos_id=recipe.states + 1)
     torch.manual_seed(recipe.train.seed)
@@ -79,7 +82,7 @@ def run(recipe: MarkovRun, name: str) -> float:
     out.mkdir(parents=True, exist_ok=True)
 
     def evaluate(trained: LanguageModel, should_stop: Callable[[], bool]) -> Mapping[str, float]:
-        return {"nats_per_token": likelihood(trained, [test[i] for i in range(min(256, len(test)))], draws=2, should_stop=should_stop).nats_per_token}
+        return {"nats_per_token": likelihood(trained, test[:256], draws=2, should_stop=should_stop).nats_per_token}
 
     def save(folder: Path, weights: dict[str, Tensor]) -> None:
         model.save_pretrained(folder, state_dict=weights)
@@ -93,7 +96,9 @@ def run(recipe: MarkovRun, name: str) -> float:
     print(f"{type(model).__name__}, {parameters:,} parameters, {recipe.train.steps} steps, source {recipe.source_seed}")
     print(f"exact block entropy    {entropy:.5f} nats/token")
     print(f"{'upper bound' if model.nll_is_bound else 'exact likelihood':<22} {entropy + gap[0]:.5f} nats/token")
-    print(f"above the entropy      {100 * gap[0] / entropy:.3f} % ± {100 * gap[1] / entropy:.3f} % (one standard error, {len(test)} sequences)")
+    print(
+        f"above the entropy      {100 * gap[0] / entropy:.3f} % ± {100 * gap[1] / entropy:.3f} % (one standard error, {len(test)} sequences)"
+    )
     numbers = {"entropy": entropy, "gap": gap[0], "standard_error": gap[1], "parameters": parameters}
     (out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return 100 * gap[0] / entropy
@@ -101,9 +106,7 @@ def run(recipe: MarkovRun, name: str) -> float:
 
 def _gap(model: LanguageModel, source: Markov, test: Sequences, draws: int) -> tuple[float, float]:
     """Mean of nll(x) + log p(x) per token, with its standard error: the entropy's own sampling noise cancels in the pair."""
-    from textdiff.evaluation.likelihood import sequence_nats
-
-    nats = sequence_nats(model, [test[i] for i in range(len(test))], draws)
+    nats = sequence_nats(model, test, draws)
     excess = (nats + source.log_prob(test.states.long())) / source.length
     return float(excess.mean()), float(excess.std() / len(excess) ** 0.5)
 

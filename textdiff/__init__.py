@@ -61,20 +61,26 @@ _AUTO = "transformers.models.auto.modeling_auto"
 
 
 class _RegisterWithTransformers(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers our architectures when transformers' auto classes are imported, so that `import textdiff` itself stays light."""
+    """Registers our architectures when transformers' auto classes are imported, so that `import textdiff` itself stays light.
+
+    No module here imports the auto classes at its top, so at that moment none of ours is half imported (tests/test_import.py).
+    """
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
         if name != _AUTO:
             return None
         sys.meta_path.remove(self)
-        self._found = importlib.util.find_spec(name)
-        return None if self._found is None else importlib.util.spec_from_loader(name, self, origin=self._found.origin)
+        found = importlib.util.find_spec(name)
+        if found is None or found.loader is None:
+            return None
+        self._found, self._loader = found, found.loader
+        return importlib.util.spec_from_loader(name, self, origin=found.origin)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         return importlib.util.module_from_spec(self._found)
 
     def exec_module(self, module: ModuleType) -> None:
-        self._found.loader.exec_module(module)
+        self._loader.exec_module(module)
         importlib.import_module("textdiff.models.loading").register()
 
 

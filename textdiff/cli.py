@@ -9,7 +9,6 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-
 from textdiff.commands.generate import Generate
 from textdiff.commands.perplexity import Perplexity
 
@@ -55,10 +54,7 @@ def run_presets(presets: Mapping[str, Callable[[], Any]], run: Callable[[Any, st
     guarded(f"{program} {name}", lambda: run(recipe, f"{Path(sys.argv[0]).stem}-{name}"))
 
 
-Command = (
-    Annotated[Generate, tyro.conf.subcommand("generate")]
-    | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
-)
+Command = Annotated[Generate, tyro.conf.subcommand("generate")] | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -138,9 +138,7 @@ class Prediction:
     def log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Log-probability of `tokens` (B, L) at the positions asked for, (N,) nats."""
         wanted = tokens[where]
-        parts = [
-            logits.gather(-1, wanted[rows, None])[:, 0] - logits.logsumexp(-1) for rows, logits in self._chunks(where)
-        ]
+        parts = [logits.gather(-1, wanted[rows, None])[:, 0] - logits.logsumexp(-1) for rows, logits in self._chunks(where)]
         return torch.cat(parts)
 
     def draw(self, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:

@@ -50,7 +50,7 @@ class Rng:
 
     def draw(self, k: int) -> "Rng":
         """Independent streams for the k-th repetition: a Monte Carlo draw or a sampling step."""
-        return self._from_key(_mix(_mix(self.key + _GAMMA) + self.key.new_tensor(k + 1) * _MULTIPLY_1))  # the product wraps in a tensor only
+        return self._from_key(_mix(_mix(self.key + _GAMMA) + self.key.new_tensor(k + 1) * _MULTIPLY_1))
 
     def bits(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """64 random bits as (B, *shape) int64; number j of a row depends on j alone, so a longer row begins like a shorter one."""

@@ -80,6 +80,7 @@ class Report:
 
     def closing(self, seconds: float) -> None:
         """Where everything is, and what to do with it."""
-        self.console.print(f"\nwrote  {self.out}/model (checkpoint), results.json, samples.txt, log.jsonl, recipe.yaml in {seconds:.0f} s", markup=False)
+        files = "model/, results.json, samples.txt, log.jsonl, recipe.yaml"
+        self.console.print(f"\nwrote  {self.out}/ ({files}) in {seconds:.0f} s", markup=False)
         self.console.print("next   ", f"textdiff generate {self.out} --prompt 'The '", markup=False)
         self.console.print("       ", f"textdiff perplexity {self.out} --data FILE", markup=False)

@@ -1,5 +1,6 @@
 import itertools
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -103,7 +104,7 @@ def test_guided_denoiser_samples_from_the_filtered_conditionals() -> None:
     """At temperature 0 every sample of a chain is built of steps that were the most probable ones when they were taken."""
     denoiser = oracle(CHAIN)
     canvases = list(FirstHitting().trajectory(Filters(temperature=0.0)(denoiser), blank(20, 7), Rng(0, 0, torch.arange(20))))
-    for before, after in zip(canvases, canvases[1:], strict=False):
+    for before, after in pairwise(canvases):
         best = denoiser.predictor(blank(20, 7))(before.x, torch.zeros(20)).table.argmax(-1)
         changed = before.x != after.x
         assert torch.equal(after.x[changed], best[changed])

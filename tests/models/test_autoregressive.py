@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -93,7 +94,7 @@ def read_in_parts(model: AutoregressiveLM, tokens: Tensor, cuts: list[int]) -> l
     predictor = model.predictor(Batch.of(tokens))
     where = torch.ones(len(tokens), 1, dtype=torch.bool)
     edges = [0, *cuts, tokens.shape[1]]
-    return [predictor.read(tokens[:, a:b]).logits(where) for a, b in zip(edges, edges[1:], strict=False)]
+    return [predictor.read(tokens[:, a:b]).logits(where) for a, b in pairwise(edges)]
 
 
 @pytest.mark.parametrize("cuts", [[1, 2, 3, 4, 5, 6], [3], [1, 4], [5, 6]], ids=str)
@@ -110,7 +111,7 @@ def test_bfloat16_autocast_gives_a_finite_loss_near_the_exact_one() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(batch, seed=0, step=0)
     assert loss.total.dtype == torch.float32
-    assert float(loss.total) == pytest.approx(float(exact.total), rel=0.03)
+    assert float(loss.nelbo) == pytest.approx(float(exact.nelbo), rel=0.03)
 
 
 def test_a_first_token_cannot_be_scored() -> None:

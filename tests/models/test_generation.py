@@ -75,7 +75,7 @@ def test_the_first_row_of_a_ragged_batch_is_the_row_alone(kind: str) -> None:
 
 @each_model
 def test_a_seed_fixes_the_tokens_and_without_one_torchs_generator_does(kind: str) -> None:
-    model, prompt = MODELS[kind], torch.tensor([PROMPT] * 20)
+    model, prompt = MODELS[kind], torch.tensor([PROMPT] * 4)
 
     def tokens(**options: Any) -> Tensor:
         sequences: Tensor = model.generate(prompt, max_new_tokens=8, **options).sequences
@@ -244,7 +244,7 @@ def test_a_streamer_changes_no_token_and_shows_one_row_only() -> None:
 
 
 def test_the_stock_streamer_of_transformers_prints_the_continuation(capsys: pytest.CaptureFixture[str]) -> None:
-    words = {word: i for i, word in enumerate("a b c d e f . [PAD] [MASK]".split())}
+    words = {word: i for i, word in enumerate(["a", "b", "c", "d", "e", "f", ".", "[PAD]", "[MASK]"])}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token=".")), pad_token="[PAD]", mask_token="[MASK]")
     streamer = TextDiffusionStreamer(tokenizer, skip_special_tokens=True)
     output = MODELS["diffusion"].generate(torch.tensor([PROMPT]), max_new_tokens=5, seed=0, streamer=streamer)
@@ -304,6 +304,15 @@ def test_a_call_overrides_the_config_it_is_given_and_that_the_models_own() -> No
 def test_a_config_refuses_what_generation_does_not_read() -> None:
     with pytest.raises(ValueError, match="generate got 'num_beams', which it does not read"):
         TextDiffusionGenerationConfig(num_beams=4)
+
+
+def test_a_broken_generation_config_file_is_refused_and_an_absent_one_means_the_defaults(tmp_path: Path) -> None:
+    diffusion().save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"generation_config.json is not valid JSON: mend it or remove it$"):
+        DiscreteDiffusionLM.from_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").unlink()
+    assert DiscreteDiffusionLM.from_pretrained(tmp_path).generation_config.max_new_tokens == 64
 
 
 def test_filters_of_a_config() -> None:

@@ -49,7 +49,7 @@ def test_the_reported_bound_does_not_depend_on_what_is_differentiated(noising: N
 
 def test_cross_entropy_has_the_gradient_of_the_plain_cost() -> None:
     model = diffusion(objective=CrossEntropy())
-    parameters = [p for p in model.parameters()]
+    parameters = list(model.parameters())
     ours = torch.autograd.grad(model(ragged(), SEED, STEP).total, parameters)
     by_hand = torch.autograd.grad(hand_costs(model)[1].sum(), parameters)
     for gradient, expected in zip(ours, by_hand, strict=True):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -49,7 +51,7 @@ def test_only_rows_that_change_are_run_and_only_changing_positions_projected() -
     watched = Watched(oracle(CHAIN))
     canvases = list(Ancestral(steps=steps).trajectory(watched, blank(rows, 7), Rng(0, 0, torch.arange(rows))))
     assert len(canvases) == steps + 1
-    changed = torch.stack([(a.x != b.x).any(1) for a, b in zip(canvases, canvases[1:], strict=False)])
+    changed = torch.stack([(a.x != b.x).any(1) for a, b in pairwise(canvases)])
     assert torch.equal(canvases[-1].nfe, changed.sum(0))
     assert len(watched.calls) == int(changed.any(1).sum()) < steps
     assert sum(len(call.xt) for call in watched.calls) == int(changed.sum())

@@ -70,7 +70,7 @@ def enumerated(model: AutoregressiveLM, start: int, new: int, states: int) -> tu
 
 def test_the_law_of_three_tokens_is_the_enumerated_one() -> None:
     model = autoregressive(Vocab(size=5, tokens=5), backbone=trunk(width=8, layers=1))
-    rows, probability = enumerated(model, 0, 3, 5)
+    _, probability = enumerated(model, 0, 3, 5)
     assert float(probability.sum()) == pytest.approx(1)
     n = 40_000
     batch = Batch.of(torch.zeros(n, 4, dtype=torch.long), target=(torch.arange(4) > 0).expand(n, 4))

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -40,7 +42,7 @@ def test_trajectory_begins_in_noise_ends_clean_and_settled_positions_never_chang
     assert (first.t, last.t) == (1.0, 0.0)
     assert first.nfe.tolist() == [0, 0, 0]
     assert bool(last.settled.all())
-    for before, after in zip(canvases, canvases[1:], strict=False):
+    for before, after in pairwise(canvases):
         assert torch.equal(before.x[before.settled], after.x[before.settled])
         assert bool((after.settled | ~before.settled).all())
         assert after.t <= before.t

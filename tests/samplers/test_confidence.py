@@ -1,5 +1,6 @@
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ class Fixed:
 def reveals(sampler: Sampler, denoiser: object, batch: Batch, seed: int = 0) -> list[Tensor]:
     """The positions (B, L) that each step committed."""
     canvases = list(sampler.trajectory(denoiser, batch, Rng(seed, 0, batch.sample_id)))
-    return [(a.x != b.x) for a, b in zip(canvases, canvases[1:], strict=False)]
+    return [(a.x != b.x) for a, b in pairwise(canvases)]
 
 
 def counts(sampler: Sampler, targets: list[int], length: int = 7) -> list[list[int]]:
@@ -135,7 +136,7 @@ def test_each_step_commits_the_best_scores_of_its_rule(kind: type[Greedy]) -> No
     batch = blank(rows, 7)
     canvases = list(kind(steps=4).trajectory(denoiser, batch, Rng(0, 0, batch.sample_id)))
     predict = denoiser.predictor(batch)
-    for before, after in zip(canvases, canvases[1:], strict=False):
+    for before, after in pairwise(canvases):
         score = brute_force_scores(predict(before.x, torch.zeros(rows)).table.exp())[kind]
         committed, left = before.x != after.x, after.x == MASK
         worst = score.masked_fill(~committed, math.inf).amin(1)
@@ -160,7 +161,7 @@ def test_greedy_tokens_are_the_most_probable_ones_when_temperature_is_zero() -> 
     denoiser, batch = Filters(temperature=0.0)(oracle(CHAIN)), blank(1, 7)
     canvases = list(Greedy(steps=7).trajectory(denoiser, batch, Rng(0, 0, batch.sample_id)))
     predict = oracle(CHAIN).predictor(batch)
-    for before, after in zip(canvases, canvases[1:], strict=False):
+    for before, after in pairwise(canvases):
         belief = predict(before.x, torch.zeros(1)).table[0]
         (position,) = (before.x != after.x)[0].nonzero()[:, 0].tolist()
         assert int(after.x[0, position]) == int(belief[position].argmax())

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -58,7 +60,7 @@ def test_one_token_per_call_and_row_and_every_order_equally_often() -> None:
     rows = 6000
     watched = Watched(oracle(CHAIN))
     canvases = list(FirstHitting().trajectory(watched, blank(rows, 3), Rng(0, 0, torch.arange(rows))))
-    order = torch.stack([(a.x != b.x).long().argmax(1) for a, b in zip(canvases, canvases[1:], strict=False)], dim=1)
+    order = torch.stack([(a.x != b.x).long().argmax(1) for a, b in pairwise(canvases)], dim=1)
     for call in watched.calls:
         (where,) = call.asked
         assert bool((where.sum(1) == 1).all())

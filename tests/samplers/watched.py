@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from textdiff.batch import Batch
+from textdiff.oracle import Markov, Oracle
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser, Predictor, Process
 from textdiff.processes.masked import Masked
-from textdiff.oracle import Markov, Oracle
 from textdiff.schedules import LogLinear, Schedule
 
 # A joint law of two dependent tokens over three states, as a chain: exact first-hitting, finite steps and product laws all differ.

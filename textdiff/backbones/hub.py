@@ -3,20 +3,22 @@
 from pathlib import Path
 from typing import Any
 
+import transformers  # its auto classes are reached when a function runs: importing them registers our models, which import this file
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+from transformers import PreTrainedConfig, PreTrainedModel
 
 _FILE_SUFFIXES = (".safetensors", ".json", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 
 
 def resolve(name: str) -> str:
-    """A local folder as it is, or a hub id (`name` or `owner/name`); raises ValueError for a path where nothing is.
+    """A local folder (of a run, its model), or a hub id (`name` or `owner/name`); raises ValueError for a path where nothing is.
 
     The hub answers a mistyped path only after many retries, so whatever can only be a path never gets there.
     """
     path = Path(name).expanduser()
     if path.is_dir():
+        if not (path / "config.json").is_file() and (path / "model" / "config.json").is_file():
+            path = path / "model"  # the folder of a run
         if not (path / "config.json").is_file():
             raise ValueError(f"{name} has no config.json: give the folder that holds a model's config.json and model.safetensors")
         return str(path)
@@ -30,19 +32,23 @@ def resolve(name: str) -> str:
 
 def is_masked_lm(trunk: PreTrainedModel) -> bool:
     """Whether a loaded stock model is the masked LM of its architecture."""
-    masked: Any = MODEL_FOR_MASKED_LM_MAPPING.get(type(trunk.config), ())
+    masked: Any = transformers.MODEL_FOR_MASKED_LM_MAPPING.get(type(trunk.config), ())
     return isinstance(trunk, masked)
 
 
-def _auto_class(config: PreTrainedConfig, name: str) -> type[AutoModelForMaskedLM] | type[AutoModelForCausalLM]:
+def _auto_class(config: PreTrainedConfig, name: str) -> Any:
     """BERT and its kind have both classes and are masked LMs, unless the configuration names the causal one."""
     kind = type(config)
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING:
-        causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    if kind in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        causal: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[kind]
         named = causal.__name__ in (config.architectures or [])
-        return AutoModelForCausalLM if named or kind not in MODEL_FOR_MASKED_LM_MAPPING else AutoModelForMaskedLM
-    if kind in MODEL_FOR_MASKED_LM_MAPPING:
-        return AutoModelForMaskedLM
+        return (
+            transformers.AutoModelForCausalLM
+            if named or kind not in transformers.MODEL_FOR_MASKED_LM_MAPPING
+            else transformers.AutoModelForMaskedLM
+        )
+    if kind in transformers.MODEL_FOR_MASKED_LM_MAPPING:
+        return transformers.AutoModelForMaskedLM
     raise ValueError(f"{name} is a {config.model_type} model, neither a causal nor a masked LM: choose another")
 
 
@@ -50,10 +56,10 @@ def load(name: str, dtype: str) -> PreTrainedModel:
     """The stock causal or masked LM of a folder or hub id, every weight read; raises ValueError with one line when that is impossible."""
     place = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} cannot be opened: {_first_line(error)}") from error
-    auto: Any = _auto_class(config, name)
+    auto = _auto_class(config, name)
     try:
         model, report = auto.from_pretrained(
             place, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False

@@ -4,9 +4,9 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def without_cache(trunk: PreTrainedModel) -> dict[str, bool]:
@@ -32,7 +32,11 @@ def one_way_layers(trunk: PreTrainedModel, tokens: Tensor, attend: Tensor | None
     attention, convolution and recurrence are causal by construction). A masked weight is exactly 0, so the gradient is too.
     """
     found: list[str] = []
-    layers = [(name, module) for name, module in trunk.named_modules() if isinstance(module, GradientCheckpointingLayer)]
+    layers = [
+        (name, module)
+        for name, module in trunk.named_modules()
+        if isinstance(module, transformers.modeling_layers.GradientCheckpointingLayer)
+    ]
     handles = [module.register_forward_hook(_watch(name, found), with_kwargs=True) for name, module in layers]
     try:
         _run(trunk, tokens, attend)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 from rich.table import Table
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 Action = Callable[[int], object]  # one run of one side in the given round
@@ -67,6 +68,10 @@ class Bench:
     def sizes(self) -> str:
         """The sizes measured, in one line."""
         raise NotImplementedError
+
+    def place(self, module: nn.Module) -> None:
+        """Move a model to the device of the bench."""
+        nn.Module.to(module, self.device)
 
     def seconds(self) -> float:
         """A clock: CPU time of this process where it runs on one thread, so that other processes' turns do not count, else wall time."""

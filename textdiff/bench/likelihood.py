@@ -3,7 +3,7 @@
 The ratio of variances is the ratio of forwards that the same standard error costs.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ def variance_ratio(naive: Tensor, ours: Tensor, draws: int, seed: int) -> tuple[
     gap = naive.mean() - ours.mean()
     error = ((naive.var(0) / len(naive)).sum() + (ours.var(0) / len(ours)).sum()).sqrt() / naive.shape[1]
     if not abs(gap) < 5 * error:
-        raise AssertionError(f"the estimators differ by {float(gap):.3g} nats with a standard error of {float(error):.3g}: no ratio is given")
+        raise AssertionError(f"the estimators differ by {float(gap):.3g} nats, standard error {float(error):.3g}: no ratio is given")
     generator = torch.Generator().manual_seed(seed)
     index = torch.randint(naive.shape[1], (_RESAMPLES, naive.shape[1]), generator=generator)
     ratio = naive.var(0).cpu()[index].mean(1) / draws / ours.var(0).cpu()[index].mean(1)
@@ -88,36 +88,40 @@ class LikelihoodBench(Bench):
 
     def measure(self) -> list[Row]:
         documents = pydocs.load()
-        model = self.trained(documents.train)
-        batch = self._rows(documents.validation, self.sequences, torch.Generator().manual_seed(self.seed + 1))
+        model = self.trained(_bytes(documents.train))
+        batch = self._rows(_bytes(documents.validation), self.sequences, torch.Generator().manual_seed(self.seed + 1))
         repetitions = 16 * self.rounds
         naive = repeated(bernoulli, model, batch, 8 * repetitions, self.seed)
         rows = []
         for draws, target in ((4, None), (16, 5.0)):
             ours = repeated(StratifiedCounts(draws), model, batch, repetitions, self.seed + draws)
-            quantity = f"variance saved at {draws} forwards"
-            rows.append(Row("likelihood", quantity, "i.i.d. t, Bernoulli masks", *variance_ratio(naive, ours, draws, self.seed), at_least=target))
+            saved = variance_ratio(naive, ours, draws, self.seed)
+            rows.append(Row("likelihood", f"variance at {draws} forwards", "i.i.d. t, Bernoulli masks", *saved, at_least=target))
         return rows
 
-    def trained(self, texts: list[str]) -> DiscreteDiffusionLM:
-        """A byte-level masked model after `training_steps` steps."""
+    def trained(self, data: Tensor) -> DiscreteDiffusionLM:
+        """A byte-level masked model after `training_steps` steps on windows of `data` (N,) uint8."""
         torch.manual_seed(self.seed)
         trunk = TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, max_length=self.length)
-        model = Discrete(backbone=trunk).build(_BYTES).to(self.device)
+        model = Discrete(backbone=trunk).build(_BYTES)
+        self.place(model)
         optimizer = build_optimizer(dict(model.named_parameters()), weight_decay=0.01, betas=(0.9, 0.99))
         generator = torch.Generator().manual_seed(self.seed)
         for step in range(self.training_steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, self.training_steps, peak=2e-3, warmup=50, final_fraction=0.1)
-            loss = model(self._rows(texts, self.batch_size, generator), self.seed, step)
+            loss = model(self._rows(data, self.batch_size, generator), self.seed, step)
             (loss.total / loss.tokens).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-        return model.eval()
+        model.eval()
+        return model
 
-    def _rows(self, texts: list[str], rows: int, generator: torch.Generator) -> Batch:
-        """Windows of the texts' bytes."""
-        data = torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)
+    def _rows(self, data: Tensor, rows: int, generator: torch.Generator) -> Batch:
         start = torch.randint(len(data) - self.length, (rows, 1), generator=generator)
         return Batch.of(data[start + torch.arange(self.length)].long()).to(self.device)
+
+
+def _bytes(texts: Sequence[str]) -> Tensor:
+    return torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)

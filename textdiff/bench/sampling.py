@@ -9,7 +9,7 @@ from torch import Tensor
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
-from textdiff.bench.base import Bench, Row, ratios
+from textdiff.bench.base import Action, Bench, Row, ratios
 from textdiff.guidance.filters import Filters
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
 from textdiff.processes.base import Denoiser
@@ -108,7 +108,9 @@ class SamplingBench(Bench):
             for parameter in model.parameters():
                 if parameter.dim() == 2:
                     parameter.mul_(4.0)
-        return model.eval().to(self.device)
+        model.eval()
+        self.place(model)
+        return model
 
     def canvas(self, known: int) -> Batch:
         """Random tokens of which all but the first `known` are to be generated."""
@@ -121,7 +123,7 @@ class SamplingBench(Bench):
         model, free, prompted = self.build(), self.canvas(0), self.canvas(self.length // 4)
         check_greedy(model, prompted, self.steps)
         generator = torch.Generator(self.device).manual_seed(self.seed)
-        sides = {
+        sides: dict[str, Action] = {
             "ancestral": partial(_sampled, Ancestral(self.steps), model, free),
             "dense ancestral": lambda _: dense_ancestral(model, free, self.steps, generator),
             "first-hitting": partial(_sampled, FirstHitting(), model, free),

@@ -1,7 +1,8 @@
 """One training step of a masked model against the two usual structures, on the same weights, noise, optimizer and average."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
-from textdiff.bench.base import Bench, Row, ratios, require_equal
+from textdiff.bench.base import Action, Bench, Row, ratios, require_equal
+from textdiff.models.base import Loss
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
 from textdiff.prediction import HeadPrediction
 from textdiff.processes.base import Noised
@@ -19,12 +21,13 @@ from textdiff.training.ema import Ema
 from textdiff.training.optimizer import build_optimizer
 from textdiff.vocab import Vocab
 
+_LEARNING_RATE = 1e-5  # small, so that the sides keep meeting much the same model
 LossOf = Callable[[DiscreteDiffusionLM, Batch, int], Tensor]  # (model, batch, step) -> nats per token
 
 
 def ours(model: DiscreteDiffusionLM, batch: Batch, step: int) -> Tensor:
     """The model's own loss: the head runs at masked rows only."""
-    loss = model(batch, 0, step)
+    loss: Loss = model(batch, 0, step)
     return loss.total / loss.tokens
 
 
@@ -96,45 +99,48 @@ class TrainingBench(Bench):
         torch.manual_seed(self.seed)
         trunk = TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, max_length=self.length, tied=False)
         vocab = Vocab(size=self.vocabulary, tokens=self.vocabulary, mask_id=self.vocabulary - 1)
-        model = Discrete(backbone=trunk).build(vocab).to(self.device)
+        model = Discrete(backbone=trunk).build(vocab)
+        self.place(model)
         tokens = torch.randint(self.vocabulary - 1, (self.batch_size, self.length))
         return model, Batch.of(tokens).to(self.device)
 
     def measure(self) -> list[Row]:
         model, batch = self.build()
         check_sides(model, batch)
-        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        losses = {"ours": ours, "subs": whole_subs, "plain": whole_cross_entropy}
+        times = self.interleaved(self._steps(model, batch, losses))
+        peaks = {name: self._peak(model, batch, loss_of) for name, loss_of in losses.items()}
+        subs, plain = "logits and SUBS over (B, L, V) (MDLM)", "cross-entropy of all positions"
+        return [
+            Row("training", "speed", subs, *ratios(times["subs"], times["ours"]), at_least=1.8),
+            Row("training", "speed", plain, *ratios(times["plain"], times["ours"]), at_least=1.4),
+            Row("training", "speed", f"{subs}, looped AdamW and EMA", *ratios(times["loop"], times["ours"])),
+            Row("training", "peak memory", subs, *ratios([peaks["ours"]], [peaks["subs"]]), at_most=0.5),
+            Row("training", "peak memory", plain, *ratios([peaks["ours"]], [peaks["plain"]]), at_most=0.65),
+        ]
+
+    def _steps(self, model: DiscreteDiffusionLM, batch: Batch, losses: Mapping[str, LossOf]) -> dict[str, Action]:
+        """A whole step with each loss, and as "loop" MDLM's with an unfused optimizer and average; all move the same weights."""
+        parameters = dict(model.named_parameters())
         fused = build_optimizer(parameters, weight_decay=0.0, betas=(0.9, 0.999))
-        loop = torch.optim.AdamW(parameters.values(), lr=1e-5, weight_decay=0.0, foreach=False, fused=False)
         for group in fused.param_groups:
-            group["lr"] = 1e-5  # small, so that the sides keep meeting much the same model
+            group["lr"] = _LEARNING_RATE
+        loop = torch.optim.AdamW(parameters.values(), lr=_LEARNING_RATE, weight_decay=0.0, foreach=False, fused=False)
         ema, loop_average = Ema(parameters, 0.9999), _LoopAverage(list(parameters.values()))
 
         def step(loss_of: LossOf, i: int) -> None:
             _backward(model, batch, loss_of, i)
             fused.step()
             ema.update(i)
-            model.zero_grad()
+            fused.zero_grad()
 
         def loop_step(i: int) -> None:
             _backward(model, batch, whole_subs, i)
             loop.step()
             loop_average.update()
-            model.zero_grad()
+            loop.zero_grad()
 
-        sides = {"ours": ours, "subs": whole_subs, "plain": whole_cross_entropy}
-        times = self.interleaved({**{name: lambda i, f=f: step(f, i) for name, f in sides.items()}, "loop": loop_step})
-        model.zero_grad(set_to_none=False)
-        peaks = {name: self._peak(model, batch, f) for name, f in sides.items()}
-        subs, plain = "logits and SUBS over (B, L, V) (MDLM)", "cross-entropy of all positions"
-        slow = f"{subs}, looped AdamW and EMA"
-        return [
-            Row("training", "speed", subs, *ratios(times["subs"], times["ours"]), at_least=1.8),
-            Row("training", "speed", plain, *ratios(times["plain"], times["ours"]), at_least=1.4),
-            Row("training", "speed", slow, *ratios(times["loop"], times["ours"])),
-            Row("training", "peak memory", subs, *[peaks["ours"] / peaks["subs"]] * 3, at_most=0.5),
-            Row("training", "peak memory", plain, *[peaks["ours"] / peaks["plain"]] * 3, at_most=0.65),
-        ]
+        return {**{name: partial(step, loss_of) for name, loss_of in losses.items()}, "loop": loop_step}
 
     def _peak(self, model: DiscreteDiffusionLM, batch: Batch, loss_of: LossOf) -> int:
         """Above weights, gradients and optimizer state, all of which exist when the step begins; the update itself needs no memory."""

@@ -1,6 +1,7 @@
 """`textdiff generate MODEL`: continue a prompt, or fill the masks of a text."""
 
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,8 +63,8 @@ class Generate:
         if streamer is None:
             for row in output.sequences:
                 print(_text(model, row) + ("\n" if self.count > 1 else ""))
-        calls = output.nfe.double().mean().item()
-        print(f"[{type(sampler).__name__}: law {sampler.law}, {calls:.1f} network calls, {output.tokens_per_forward.mean():.2f} tokens per call]")
+        calls, rate = output.nfe.double().mean().item(), output.tokens_per_forward.mean().item()
+        print(f"[{type(sampler).__name__}: law {sampler.law}, {calls:.1f} network calls, {rate:.2f} tokens per call]", file=sys.stderr)
 
     def _ids(self, model: Any) -> Any:
         import torch

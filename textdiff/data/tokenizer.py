@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers  # AutoTokenizer is reached when a function runs: see textdiff/__init__.py
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from textdiff.data.source import first_line, local_path
 from textdiff.vocab import MASK_TOKEN
@@ -58,7 +59,9 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if path is not None and path.is_file():
         raise ValueError(f"{name_or_path} is a file: name the folder that holds tokenizer.json")
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name_or_path if path is None else str(path.absolute()))
+        tokenizer: PreTrainedTokenizerBase = transformers.AutoTokenizer.from_pretrained(
+            name_or_path if path is None else str(path.absolute())
+        )
     except Exception as error:  # the Rust parser and the hub client raise bare Exceptions for what is always the user's wrong name or file
         where = "as a hub id it failed" if path is None else "it holds no readable tokenizer"
         raise ValueError(f"no tokenizer from {name_or_path!r}, {where}: {first_line(error)}") from error

@@ -87,6 +87,9 @@ class LanguageModel(PreTrainedModel):
         else:
             block = {"model_type": self.config.model_type, "spec": self.config.spec, "vocab": self.config.vocab}
             trunk.config.textdiff = {**block, "generation": self.generation_config.to_diff_dict()}
+            if "state_dict" in kwargs:  # given with this model's names
+                prefix = next(name for name, module in self.named_modules() if module is trunk) + "."
+                kwargs["state_dict"] = {name.removeprefix(prefix): value for name, value in kwargs["state_dict"].items()}
             trunk.save_pretrained(save_directory, **kwargs)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(save_directory)

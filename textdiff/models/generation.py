@@ -1,6 +1,7 @@
 """`generate` in the shapes of transformers: the names and the streamer contract of its own text diffusion model (DiffusionGemma)."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -116,7 +117,10 @@ class TextDiffusionGenerationMixin:
         try:
             options = {name: kwargs[name] for name in names if name in kwargs}
             self.generation_config = cast(TextDiffusionGenerationConfig, TextDiffusionGenerationConfig.from_pretrained(folder, **options))
-        except OSError:  # a folder without the file: the defaults stand
+        except OSError as error:
+            if (Path(folder) / "generation_config.json").is_file():
+                raise ValueError(f"{folder}/generation_config.json is not valid JSON: mend it or remove it") from error
+            # A folder without the file: the defaults stand.
             self.generation_config = TextDiffusionGenerationConfig()
 
     @torch.no_grad()

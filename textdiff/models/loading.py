@@ -3,8 +3,9 @@
 import json
 from typing import Any
 
+import transformers  # its auto classes are reached when a function runs: see textdiff/__init__.py
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from textdiff import spec as plain
 from textdiff.backbones import hub
@@ -24,8 +25,8 @@ _CLASSES: dict[str, type[LanguageModel]] = {
 def register() -> None:
     """Make transformers' auto classes know our architectures."""
     for config, model in ((DiscreteConfig, DiscreteDiffusionLM), (AutoregressiveConfig, AutoregressiveLM)):
-        AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModel.register(config, model, exist_ok=True)
+        transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
+        transformers.AutoModel.register(config, model, exist_ok=True)
 
 
 def load(name: str, trusted: tuple[str, ...] = ("textdiff",)) -> LanguageModel:
@@ -100,6 +101,6 @@ def _load_wrapped(block: dict[str, Any], place: str, trusted: tuple[str, ...]) -
 
 def _tokenizer(place: str) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     except (OSError, ValueError, KeyError, json.JSONDecodeError):  # transformers raises any of these where there is no tokenizer
         return None
