@@ -97,7 +97,7 @@ def run(recipe: MarkovRun, name: str) -> float:
     print(f"exact block entropy    {entropy:.5f} nats/token")
     print(f"{'upper bound' if model.nll_is_bound else 'exact likelihood':<22} {entropy + gap[0]:.5f} nats/token")
     print(
-        f"above the entropy      {100 * gap[0] / entropy:.3f} % ± {100 * gap[1] / entropy:.3f} % (one standard error, {len(test)} sequences)"
+        f"above the entropy      {100 * gap[0] / entropy:.3f} % ± {100 * gap[1] / entropy:.3f} % (1 s.e., {len(test)} sequences)"
     )
     numbers = {"entropy": entropy, "gap": gap[0], "standard_error": gap[1], "parameters": parameters}
     (out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")

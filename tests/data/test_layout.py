@@ -45,9 +45,8 @@ def test_the_tokenizer_is_trained_on_the_training_texts_alone(texts: Path, pairs
 
 
 def test_a_stream_and_a_map_hold_out_the_same_documents(texts: Path) -> None:
-    held, streamed = (
-        Layout(length=16, columns=("body",), streaming=flag).open(str(texts)).examples(byte_level()) for flag in (False, True)
-    )
+    layouts = (Layout(length=16, columns=("body",), streaming=flag) for flag in (False, True))
+    held, streamed = (layout.open(str(texts)).examples(byte_level()) for layout in layouts)
     for one, other in ((held.validation, streamed.validation), (held.test, streamed.test)):
         assert [one[i] for i in range(len(one))] == [other[i] for i in range(len(other))]
     assert isinstance(streamed.train, StreamBlocks)
