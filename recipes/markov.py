@@ -111,6 +111,9 @@ def _gap(model: LanguageModel, source: Markov, test: Sequences, draws: int) -> t
     return float(excess.mean()), float(excess.std() / len(excess) ** 0.5)
 
 
+TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128)
+
+
 def _settings() -> Train:
     return Train(
         steps=1_500, batch_size=64, learning_rate=2e-3, warmup=100, final_fraction=0.0, weight_decay=0.0, betas=(0.9, 0.99), ema=0.995,
@@ -120,12 +123,12 @@ def _settings() -> Train:
 
 def masked() -> MarkovRun:
     """Masked diffusion, 0.6 M parameters."""
-    return MarkovRun(Discrete(backbone=TransformerConfig(width=128, layers=3, heads=4, max_length=128)), _settings())
+    return MarkovRun(Discrete(backbone=TRUNK), _settings())
 
 
 def autoregressive() -> MarkovRun:
     """The autoregressive twin, 0.6 M parameters."""
-    return MarkovRun(AutoregressiveSpec(backbone=TransformerConfig(width=128, layers=3, heads=4, max_length=128)), _settings())
+    return MarkovRun(AutoregressiveSpec(backbone=TRUNK), _settings())
 
 
 if __name__ == "__main__":

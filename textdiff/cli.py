@@ -1,7 +1,11 @@
 """The command line: typed dataclasses become flags through tyro, and a user's mistake becomes one line and exit code 2."""
 
+import contextlib
 import difflib
+import io
+import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from textdiff.commands.bench import Bench
 from textdiff.commands.generate import Generate
 from textdiff.commands.perplexity import Perplexity
 
@@ -16,8 +21,25 @@ Kind = TypeVar("Kind")
 
 
 def parse(kind: Any, words: Sequence[str], program: str, default: Any = tyro.MISSING_NONPROP, description: str | None = None) -> Any:
-    """An object of type `kind` from command-line words; prints help or a usage error and exits (2) by itself."""
-    return tyro.cli(kind, args=list(words), prog=program, description=description, default=default)
+    """An object of type `kind` from command-line words; prints help, or an error in one line, and exits (0 or 2) by itself."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, args=list(words), prog=program, description=description, default=default)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"{program}: error: {_usage_error(said.getvalue())} (see --help)", file=sys.stderr)
+        raise
+
+
+def _usage_error(box: str) -> str:
+    """What tyro says in a box of several lines, in one: the paragraph after the title, and the nearest option where it names one."""
+    lines = [line.strip(" │╭╮╰╯─") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    lines = ["" if set(line) <= {"-"} else line for line in lines]
+    title = next((i for i, line in enumerate(lines) if line), -1)
+    said = " ".join(itertools.takewhile(bool, itertools.dropwhile(lambda line: not line, lines[title + 1 :])))
+    near = next((lines[i + 1].split()[0] for i, line in enumerate(lines[:-1]) if line == "Perhaps you meant:" and lines[i + 1]), None)
+    return (said or "the command line cannot be read") + (f": did you mean {near}?" if near else "")
 
 
 def guarded(program: str, run: Callable[[], Kind]) -> Kind:
@@ -25,6 +47,8 @@ def guarded(program: str, run: Callable[[], Kind]) -> Kind:
 
     `TEXTDIFF_TRACEBACK=1` shows the traceback instead.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a sample may hold what the terminal's encoding lacks
     try:
         return run()
     except (ValueError, OSError) as error:
@@ -42,7 +66,10 @@ def run_presets(presets: Mapping[str, Callable[[], Any]], run: Callable[[Any, st
     names = ", ".join(presets)
     if not words or words[0] in ("-h", "--help"):
         print(f"usage: {program} PRESET [--help] [options]\n\n{description.strip()}\n\npresets: {names}")
-        raise SystemExit(0 if words else 2)
+        if words:
+            raise SystemExit(0)
+        print(f"{program}: error: name a preset: {names}", file=sys.stderr)
+        raise SystemExit(2)
     name = words[0]
     if name not in presets:
         close = difflib.get_close_matches(name, presets, n=1)
@@ -54,7 +81,11 @@ def run_presets(presets: Mapping[str, Callable[[], Any]], run: Callable[[Any, st
     guarded(f"{program} {name}", lambda: run(recipe, f"{Path(sys.argv[0]).stem}-{name}"))
 
 
-Command = Annotated[Generate, tyro.conf.subcommand("generate")] | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
+Command = (
+    Annotated[Generate, tyro.conf.subcommand("generate")]
+    | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
+    | Annotated[Bench, tyro.conf.subcommand("bench")]
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from textdiff import spec as plain
+from textdiff.backbones import hub
 from textdiff.data import pydocs
 from textdiff.data.layout import Data, Layout, Opened
 from textdiff.data.tokenizer import load_tokenizer, train_tokenizer
-from textdiff.evaluation.likelihood import EvaluationStopped, Likelihood, likelihood
+from textdiff.evaluation.likelihood import EvaluationStopped, likelihood
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.initialise import model_from
-from textdiff.report import Report
+from textdiff.report import Report, scoring
+from textdiff.training.checkpoint import list_checkpoints
 from textdiff.training.loop import train
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
@@ -51,6 +54,8 @@ class Evaluation:
         for name in ("draws", "draws_while_training", "rows_while_training", "batch_size", "sample_tokens", "sample_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"evaluation.{name} = {getattr(self, name)}: expected at least 1")
+        if self.samples < 0:
+            raise ValueError(f"evaluation.samples = {self.samples}: expected 0 or more")
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
     report = Report(out, shown=accelerator.is_main_process)
     report.header(model, data)
     model.tokenizer = tokenizer
-    on_main(accelerator, lambda: _write_recipe(out, recipe))
+    on_main(accelerator, lambda: _begin(out, recipe, tokenizer))
     steps = train(
         accelerator,
         recipe.train,
@@ -109,11 +114,12 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
         data.train,
         pad_id=model.vocab.pad_id or 0,
         out=out,
-        evaluate=_while_training(recipe, data, model.nll_is_bound),
-        save=_save(model, recipe),
+        evaluate=_while_training(recipe, data),
+        save=_save(model, recipe, out),
     )
     model.to(accelerator.device)  # type: ignore[arg-type]
-    result = likelihood(model, data.validation, recipe.evaluation.draws, recipe.evaluation.batch_size, progress=report.scoring)
+    with scoring(shown=accelerator.is_main_process) as bar:
+        result = likelihood(model, data.validation, recipe.evaluation.draws, recipe.evaluation.batch_size, progress=bar)
     if accelerator.is_main_process:
         report.likelihoods(model, data, result, steps)
         report.samples(model, recipe.evaluation.samples, recipe.evaluation.sample_tokens, recipe.evaluation.sample_steps)
@@ -128,49 +134,78 @@ def on_main_first(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
 
 
 def run_folder(recipe: Recipe, name: str) -> Path:
-    """The folder of this run: the one asked for, the newest of that name to resume, or a name not taken yet."""
+    """The folder of this run, not yet made: the one asked for, the newest of that name to resume, or a name not taken yet.
+
+    Raises ValueError for a folder that cannot be one, or that holds a run which is not to be resumed.
+    """
     if recipe.out is not None:
-        recipe.out.mkdir(parents=True, exist_ok=True)
+        if recipe.out.exists() and not recipe.out.is_dir():
+            raise ValueError(f"{recipe.out} is a file: give the run a folder of its own with --out")
+        if not recipe.train.resume and list_checkpoints(recipe.out / "checkpoints"):
+            raise ValueError(f"{recipe.out} already holds a run: resume it with --train.resume, or choose another folder")
         return recipe.out
     root, number = Path("runs"), 1
-    while (root / (name if number == 1 else f"{name}-{number}")).exists():
+    while (root / _numbered(name, number)).exists():
         number += 1
-    if recipe.train.resume and number > 1:
-        number -= 1
-    out = root / (name if number == 1 else f"{name}-{number}")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+    return root / _numbered(name, number - 1 if recipe.train.resume and number > 1 else number)
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
 
 
 def _tokenizer(recipe: Recipe, opened: Opened, out: Path, accelerator: Accelerator) -> PreTrainedTokenizerBase:
-    """The tokenizer asked for, or one trained on the training text, which a resumed run finds in its folder."""
-    given = recipe.tokenizer or recipe.init
-    if given is not None:
-        place = Path(given) / "model"
-        return load_tokenizer(str(place) if (place / "tokenizer.json").is_file() else given)
-    folder = out / "tokenizer"
+    """The tokenizer asked for, that of the run resumed, or one trained on the training text."""
+    if recipe.tokenizer is None and recipe.init is not None:
+        return load_tokenizer(hub.resolve(recipe.init))
+    if recipe.tokenizer is not None:
+        inside = Path(recipe.tokenizer) / "model"  # of a run's folder
+        return load_tokenizer(str(inside) if (inside / "tokenizer.json").is_file() else recipe.tokenizer)
+    if recipe.train.resume and (out / "tokenizer" / "tokenizer.json").is_file():
+        return load_tokenizer(str(out / "tokenizer"))
+    return on_main(accelerator, lambda: train_tokenizer(opened.texts(), recipe.vocab_size))
 
-    def make() -> None:
-        if not (recipe.train.resume and (folder / "tokenizer.json").is_file()):
-            train_tokenizer(opened.texts(), recipe.vocab_size).save_pretrained(folder)
 
-    on_main(accelerator, make)
-    return load_tokenizer(str(folder))
+def _begin(out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the folder; what a resumed run finds there stays as it is until the run has been found to fit."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not list_checkpoints(out / "checkpoints"):
+            with _disk_errors():
+                tokenizer.save_pretrained(out / "tokenizer")
+            _write_recipe(out, recipe)
+    except OSError as error:
+        raise ValueError(f"cannot write to the output folder {out}: {error}; free some space, or choose another with --out") from error
 
 
 def _write_recipe(out: Path, recipe: Recipe) -> None:
-    (out / "recipe.yaml").write_text(yaml.safe_dump(plain.to_plain(replace(recipe, out=out)), sort_keys=False))
+    working = out / "recipe.tmp"
+    working.write_text(yaml.safe_dump(plain.to_plain(replace(recipe, out=out)), sort_keys=False))
+    working.rename(out / "recipe.yaml")
 
 
-def _save(model: LanguageModel, recipe: Recipe) -> Callable[[Path, dict[str, Tensor]], None]:
+def _save(model: LanguageModel, recipe: Recipe, out: Path) -> Callable[[Path, dict[str, Tensor]], None]:
     def save(folder: Path, weights: dict[str, Tensor]) -> None:
-        model.save_pretrained(folder, state_dict=weights)
+        with _disk_errors():
+            model.save_pretrained(folder, state_dict=weights)
         (folder / "training.json").write_text(json.dumps({"recipe": plain.to_plain(recipe)}, indent=2) + "\n")
+        _write_recipe(out, recipe)
 
     return save
 
 
-def _while_training(recipe: Recipe, data: Data, is_bound: bool) -> Callable[[LanguageModel, Callable[[], bool]], Mapping[str, float]]:
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """The Rust tokenizer raises a bare Exception where Python raises OSError: when a file cannot be written."""
+    try:
+        yield
+    except Exception as error:
+        if type(error) is Exception:
+            raise OSError(str(error)) from error
+        raise
+
+
+def _while_training(recipe: Recipe, data: Data) -> Callable[[LanguageModel, Callable[[], bool]], Mapping[str, float]]:
     settings = recipe.evaluation
     count = min(settings.rows_while_training, len(data.validation))
     rows = [data.validation[i * len(data.validation) // count] for i in range(count)]  # evenly spaced over the split
@@ -183,8 +218,3 @@ def _while_training(recipe: Recipe, data: Data, is_bound: bool) -> Callable[[Lan
         return {"nats_per_token": result.nats_per_token, "standard_error": result.standard_error, "bits_per_byte": result.bits_per_byte}
 
     return evaluate
-
-
-def summary(result: Likelihood) -> str:
-    """One likelihood in one line."""
-    return f"{result.nats_per_token:.4f} ± {result.standard_error:.4f} nats/token ({result.kind})"

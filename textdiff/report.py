@@ -1,11 +1,18 @@
 """What a person reads of a run: the header, the table beside the baselines, samples, and what to do next; kept in the run's folder too."""
 
 import json
+import math
+import textwrap
+import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from textdiff.data.layout import Data
@@ -14,58 +21,54 @@ from textdiff.evaluation.likelihood import Likelihood
 from textdiff.evaluation.ngram import Trigram, Unigram, nats_per_token
 from textdiff.models.base import LanguageModel
 
+_LABEL = 8  # columns of a line's label
+
 
 class Report:
     """Writes to standard output, `results.json` and `samples.txt` in `out`; silent where `shown` is False."""
 
     def __init__(self, out: Path, shown: bool) -> None:
-        self.out = out
+        self.out, self.shown = out, shown
         self.console = Console(quiet=not shown, highlight=False)
 
     def header(self, model: LanguageModel, data: Data) -> None:
         """What is trained on what."""
         parameters = sum(p.numel() for p in model.parameters())
-        self.console.print(f"data   {data.description}", markup=False)
-        self.console.print(f"model  {type(model).__name__}, {parameters:,} parameters, {model.vocab.tokens:,} token ids", markup=False)
-        self.console.print(f"run    {self.out}", markup=False)
-
-    def scoring(self, done: int, total: int) -> None:
-        """Progress of the final evaluation."""
-        if self.console.is_terminal:
-            self.console.print(f"scoring {done}/{total}", end="\r" if done < total else "\n")
+        print_labelled(self.console, "data", *data.description.split("; "))
+        print_labelled(self.console, "model", f"{type(model).__name__}, {parameters:,} parameters, {model.vocab.tokens:,} token ids")
+        print_labelled(self.console, "run", str(self.out))
 
     def likelihoods(self, model: LanguageModel, data: Data, result: Likelihood, steps: int) -> None:
         """The validation table: baselines first, the model last; all count the same tokens."""
-        table = Table(title=f"validation, {result.tokens:,} tokens, {result.text_bytes:,} bytes", title_justify="left")
-        for column in ("model", "nats/token", "perplexity", "bits/byte", "kind"):
-            table.add_column(column, justify="left" if column in ("model", "kind") else "right")
         baselines: dict[str, float] = {}
         if not isinstance(data.train, StreamBlocks):  # counting n-grams needs the whole text
             for name, kind in (("unigram", Unigram), ("trigram", Trigram)):
                 baselines[name] = nats_per_token(kind(data.train, model.vocab), data.validation, model.vocab)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+        table.add_column("validation", no_wrap=True)
+        for column in ("nats/token", "perplexity", "bits/byte", "kind"):
+            table.add_column(column, justify="right" if column == "perplexity" else "left", no_wrap=True)
         for name, nats in baselines.items():
             bits = nats / result.nats_per_token * result.bits_per_byte
-            table.add_row(name, f"{nats:.4f}", f"{torch.tensor(nats).exp():.2f}", f"{bits:.4f}", "exact")
-        table.add_row(
-            f"{type(model).__name__}, {steps} steps",
-            f"{result.nats_per_token:.4f} ± {result.standard_error:.4f}",
-            f"{result.perplexity:.2f}",
-            f"{result.bits_per_byte:.4f} ± {result.bits_per_byte_error:.4f}",
-            result.kind,
-        )
-        self.console.print(table)
-        self.console.print(f"± is one standard error over {result.sequences} sequences, {result.forwards_per_sequence} call(s) each")
+            table.add_row(name, f"{nats:.4f}", f"{math.exp(nats):.2f}", f"{bits:.4f}", "exact")
+        nats_shown = f"{result.nats_per_token:.4f} ± {result.standard_error:.4f}"
+        bits_shown = f"{result.bits_per_byte:.4f} ± {result.bits_per_byte_error:.4f}"
+        table.add_row(type(model).__name__, nats_shown, f"{result.perplexity:.2f}", bits_shown, result.kind)
+        self.console.print()
+        self.console.print(table, crop=False, soft_wrap=True)
+        self.console.print()
+        calls = f"{result.forwards_per_sequence} network call{'s' if result.forwards_per_sequence > 1 else ''} each"
+        counted = f"{result.tokens:,} tokens, {result.text_bytes:,} bytes, {result.sequences:,} sequences, {calls}"
+        print_labelled(self.console, "counted", f"after {steps:,} steps: {counted}; ± is one standard error over sequences")
         numbers: dict[str, Any] = {"data": data.description, "steps": steps, "baselines": baselines, "validation": result.as_dict()}
         (self.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
 
     def samples(self, model: LanguageModel, count: int, tokens: int, steps: int) -> None:
         """Texts from the model's default sampler."""
-        if count == 0:
+        first = model.vocab.bos_id if model.vocab.bos_id is not None else model.vocab.eos_id
+        if count == 0 or first is None:
             return
         generator: Any = model
-        first = model.vocab.bos_id if model.vocab.bos_id is not None else model.vocab.eos_id
-        if first is None:
-            return
         sampler = generator.default_sampler(steps) if model.nll_is_bound else generator.default_sampler()
         prompt = torch.full((count, 1), first, device=next(model.parameters()).device)
         new = min(tokens, model.max_length - 1)
@@ -73,14 +76,38 @@ class Report:
         hidden = {model.vocab.bos_id, model.vocab.eos_id, model.vocab.pad_id}
         texts = [model.tokenizer.decode([i for i in row.tolist() if i not in hidden]) for row in output.sequences]
         calls = output.nfe.double().mean().item()
-        self.console.print(f"\nsamples ({type(sampler).__name__}, law {sampler.law}, {calls:.0f} network calls each)")
-        for text in texts:
-            self.console.print(f"  | {text!r}", markup=False)
-        (self.out / "samples.txt").write_text("\n\n".join(texts) + "\n")
+        self.console.print(f"\nsamples of {new} tokens ({type(sampler).__name__}, law {sampler.law}, {calls:.0f} network calls each)")
+        for number, text in enumerate(texts, 1):
+            self.console.print()
+            print_labelled(self.console, f"   {number}", *printable(text).strip("\n").expandtabs(4).split("\n"))
+        (self.out / "samples.txt").write_text("\n\n".join(texts) + "\n", encoding="utf-8")
 
     def closing(self, seconds: float) -> None:
         """Where everything is, and what to do with it."""
-        files = "model/, results.json, samples.txt, log.jsonl, recipe.yaml"
-        self.console.print(f"\nwrote  {self.out}/ ({files}) in {seconds:.0f} s", markup=False)
-        self.console.print("next   ", f"textdiff generate {self.out} --prompt 'The '", markup=False)
-        self.console.print("       ", f"textdiff perplexity {self.out} --data FILE", markup=False)
+        self.console.print()
+        print_labelled(self.console, "wrote", f"{self.out}/ in {seconds:.0f} s", "model/ samples.txt results.json log.jsonl recipe.yaml")
+        print_labelled(self.console, "next", f"textdiff generate {self.out} --prompt 'The '", f"textdiff perplexity {self.out} --data FILE")
+
+
+def print_labelled(console: Console, label: str, *lines: str) -> None:
+    """Lines behind a label, each wrapped to the console and indented; words longer than a line, such as paths, stay whole."""
+    for i, line in enumerate(lines):
+        head = f"{label:<{_LABEL}}" if i == 0 else " " * _LABEL
+        indent = line[: len(line) - len(line.lstrip())]
+        wrapped = textwrap.wrap(line.strip(), max(console.width - _LABEL - len(indent), 20), break_long_words=False, break_on_hyphens=False)
+        text = ("\n" + " " * _LABEL + indent).join(wrapped)
+        console.print(f"{head}{indent}{text}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which could steer a terminal, as U+FFFD; line ends and tabs stay."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text.replace("\r\n", "\n"))
+
+
+@contextmanager
+def scoring(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar of an evaluation on standard error while the block lasts, in terminals only; yields what `likelihood` reports to."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task("scoring", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""Both estimators against the enumeration of every mask pattern of a short sequence; the variance ratio against known variances."""
+"""Every estimator against the enumeration of every mask pattern of a short sequence; the variance ratio against known variances."""
 
 from itertools import product
 from math import comb
@@ -9,6 +9,7 @@ import torch
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.bench.likelihood import StratifiedCounts, bernoulli, variance_ratio
+from textdiff.evaluation.mask_counts import MaskCounts
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
@@ -39,10 +40,10 @@ def enumerated(model: DiscreteDiffusionLM, tokens: torch.Tensor) -> float:
     return nats
 
 
-def test_both_estimators_have_the_enumerated_mean(model: DiscreteDiffusionLM) -> None:
+def test_all_estimators_have_the_enumerated_mean(model: DiscreteDiffusionLM) -> None:
     tokens = torch.tensor([[0, 3, 1, 4]])
     exact, copies = enumerated(model, tokens), Batch.of(tokens.expand(COPIES, LENGTH))
-    for estimator in (bernoulli, StratifiedCounts(2), StratifiedCounts(3)):
+    for estimator in (bernoulli, StratifiedCounts(2), StratifiedCounts(3), MaskCounts(4), MaskCounts(7)):
         draws = estimator(model, copies, Rng(0, 0, copies.sample_id))
         assert abs(float(draws.mean()) - exact) < 4 * float(draws.std()) / COPIES**0.5 + 1e-3 * exact  # the cut at t = 1e-3
 

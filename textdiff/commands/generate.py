@@ -38,12 +38,14 @@ class Generate:
     seed: int = 0
     """The same seed gives the same text."""
     live: bool = False
-    """Show the text as it forms."""
+    """Show the text as it forms, in a terminal."""
 
     def run(self) -> None:
         """Print the samples, then the sampler, its law and the network calls."""
         if self.count < 1:
             raise ValueError(f"count is {self.count}, expected 1 or more")
+        if self.live and self.count > 1:
+            raise ValueError(f"live shows one sample and count is {self.count}: leave one of them out")
         from transformers import TextDiffusionStreamer
         from transformers.utils import logging
 
@@ -57,7 +59,8 @@ class Generate:
         new = self.max_new_tokens if self.max_new_tokens is not None else 0 if self.infill else model.generation_config.max_new_tokens
         sampler = self._sampler(model)
         sampler.check(model)
-        streamer = TextDiffusionStreamer(model.tokenizer, skip_prompt=self.infill is not None) if self.live and self.count == 1 else None
+        live = self.live and sys.stdout.isatty()
+        streamer = TextDiffusionStreamer(model.tokenizer, skip_prompt=self.infill is not None) if live else None
         options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "max_new_tokens": new, "seed": self.seed}
         output = model.generate(ids.expand(self.count, -1), sampler=sampler, streamer=streamer, **options)
         if streamer is None:
@@ -83,6 +86,8 @@ class Generate:
             raise ValueError("this model has no mask token, it only continues text: fill masks with a diffusion model")
         for i, part in enumerate(parts):
             if i % 2:
+                if int(part or 1) < 1:
+                    raise ValueError("the infill text holds [MASK:0]: write how many tokens to fill, 1 or more")
                 ids += [mask_id] * int(part or 1)
             elif part:
                 ids += encode(model.tokenizer, part)
@@ -99,9 +104,11 @@ class Generate:
         from textdiff.spec import from_plain
 
         name, _, rest = self.sampler.partition(":")
-        kind = getattr(textdiff, name) if name in dir(textdiff) else None
-        if not (isinstance(kind, type) and issubclass(kind, Sampler)):
-            raise ValueError(f"there is no sampler {name!r}: the samplers are listed by textdiff generate --help")
+        public = {item: getattr(textdiff, item) for item in dir(textdiff)}
+        kinds = {item: kind for item, kind in public.items() if isinstance(kind, type) and issubclass(kind, Sampler)}
+        if name not in kinds:
+            raise ValueError(f"there is no sampler {name!r}: expected one of {', '.join(kinds)}")
+        kind = kinds[name]
         options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
         for item in filter(None, rest.split(",")):
             key, _, value = item.partition("=")
@@ -119,6 +126,7 @@ def _number(value: str, item: str) -> int | float:
 
 
 def _text(model: Any, row: Any) -> str:
+    from textdiff.report import printable
+
     special = {model.vocab.bos_id, model.vocab.eos_id, model.vocab.pad_id}
-    text: str = model.tokenizer.decode([i for i in row.tolist() if i not in special])
-    return text
+    return printable(model.tokenizer.decode([i for i in row.tolist() if i not in special]))

@@ -40,49 +40,67 @@ class Perplexity:
 
     def run(self) -> None:
         """Print the table; write the numbers as json when asked."""
-        import torch
         from rich.console import Console
-        from rich.progress import Progress
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         from textdiff.data.layout import scored_examples
         from textdiff.evaluation.likelihood import likelihood
         from textdiff.models.loading import load
+        from textdiff.report import scoring
 
-        if self.json is not None and not self.json.parent.is_dir():
-            raise ValueError(f"no folder {self.json.parent} to write {self.json.name} into: create it first")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected 1 or more")
+        self._check()
+        device = self._device()
         model = load(self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
-        model.to(torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
         length = min(128, model.max_length) if self.length is None else self.length
+        if length > model.max_length:
+            raise ValueError(f"length is {length} and {self.model} reads {model.max_length} tokens: shorten the blocks")
         examples, description = scored_examples(self.data, model.tokenizer, length, self.split, self.columns, self.limit)
-        with Progress(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("scoring", total=len(examples))
-            result = likelihood(
-                model, examples, self.draws, self.batch_size, self.seed, lambda done, total: bar.update(task, completed=done, total=total)
-            )
-        print_table(Console(), self.model, result, f"{description}; blocks of {length} tokens")
+        model.to(device)  # type: ignore[arg-type]
+        with scoring() as bar:
+            result = likelihood(model, examples, self.draws, self.batch_size, self.seed, bar)
+        print_table(Console(highlight=False), self.model, result, f"{description}; blocks of {length} tokens")
         if self.json is not None:
             record: dict[str, Any] = {"model": self.model, "data": description, "length": length, **result.as_dict()}
             self.json.write_text(json.dumps(record, indent=2) + "\n")
             print(f"wrote {self.json}")
 
+    def _check(self) -> None:
+        if self.json is not None and not self.json.parent.is_dir():
+            raise ValueError(f"no folder {self.json.parent} to write {self.json.name} into: create it first")
+        if self.json is not None and self.json.is_dir():
+            raise ValueError(f"{self.json} is a folder: name the json file to write")
+        for name, value in (("limit", self.limit), ("draws", self.draws), ("batch_size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        if self.columns is not None and not 1 <= len(self.columns) <= 2:
+            raise ValueError(f"columns are {list(self.columns)}, expected one text column, or a prompt and a response column")
+
+    def _device(self) -> Any:
+        import torch
+
+        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            return torch.zeros(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # torch raises either for a device that it was not built for
+            raise ValueError(f"there is no device {name!r} here ({str(error).splitlines()[0]}): try cpu or cuda") from error
+
 
 def print_table(console: Any, name: str, result: "Likelihood", description: str) -> None:
-    """One likelihood as a table, with what it was measured on and how."""
-    from rich.table import Table
+    """One likelihood in lines, with what it was measured on and how."""
+    from textdiff.report import print_labelled
 
     low, high = result.perplexity_interval
-    table = Table("", result.kind, title=name, title_justify="left")
-    table.add_row("nats/token", f"{result.nats_per_token:.4f} ± {result.standard_error:.4f}")
-    table.add_row("perplexity", f"{result.perplexity:.2f}  (95 %: {low:.2f} to {high:.2f})")
+    print_labelled(console, "model", name)
+    print_labelled(console, "data", *description.split("; "))
+    console.print()
+    console.print(f"nats/token   {result.nats_per_token:.4f} ± {result.standard_error:.4f}  ({result.kind})", soft_wrap=True)
+    console.print(f"perplexity   {result.perplexity:.2f}  (95 % interval {low:.2f} to {high:.2f})", soft_wrap=True)
     if result.text_bytes:
-        table.add_row("bits/byte", f"{result.bits_per_byte:.4f} ± {result.bits_per_byte_error:.4f}")
-    calls = f"{result.forwards_per_sequence} call{'s' if result.forwards_per_sequence > 1 else ''} each"
-    table.add_row("counted", f"{result.tokens:,} tokens, {result.text_bytes:,} bytes, {result.sequences:,} sequences, {calls}")
-    console.print(table)
-    console.print(f"data: {description}\nrules: {result.rules}", highlight=False)
+        console.print(f"bits/byte    {result.bits_per_byte:.4f} ± {result.bits_per_byte_error:.4f}", soft_wrap=True)
+    console.print()
+    calls = f"{result.forwards_per_sequence} network call{'s' if result.forwards_per_sequence > 1 else ''} each"
+    counted = f"{result.tokens:,} tokens, {result.text_bytes:,} bytes, {result.sequences:,} sequences, {calls}"
+    print_labelled(console, "counted", counted, *result.rules.split("; "), "± is one standard error over sequences")

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, distributed
 
 from textdiff.batch import Batch, Example, collate
+from textdiff.evaluation.mask_counts import FEWEST_DRAWS, MaskCounts
 from textdiff.models.base import LanguageModel
+from textdiff.models.discrete import DiscreteDiffusionLM
+from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
@@ -43,13 +46,13 @@ class Likelihood:
     @property
     def perplexity(self) -> float:
         """exp(nats per token)."""
-        return math.exp(self.nats_per_token)
+        return _exp(self.nats_per_token)
 
     @property
     def perplexity_interval(self) -> tuple[float, float]:
         """95 % interval of the perplexity, normal in nats."""
         half = 1.96 * self.standard_error
-        return math.exp(self.nats_per_token - half), math.exp(self.nats_per_token + half)
+        return _exp(self.nats_per_token - half), _exp(self.nats_per_token + half)
 
     @property
     def bits_per_byte(self) -> float:
@@ -59,13 +62,15 @@ class Likelihood:
     @property
     def bits_per_byte_error(self) -> float:
         """Standard error of bits per byte."""
-        return self.bits_per_byte * self.standard_error / self.nats_per_token
+        return self.standard_error * self.tokens / self.text_bytes / math.log(2) if self.text_bytes else math.nan
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for json."""
+        """Plain numbers for json; None for one that does not exist, such as the error of a single sequence."""
         low, high = self.perplexity_interval
         derived = {"kind": self.kind, "perplexity": self.perplexity, "perplexity_low": low, "perplexity_high": high}
-        return {**asdict(self), **derived, "bits_per_byte": self.bits_per_byte, "bits_per_byte_error": self.bits_per_byte_error}
+        bits = {"bits_per_byte": self.bits_per_byte, "bits_per_byte_error": self.bits_per_byte_error}
+        numbers = {**asdict(self), **derived, **bits}
+        return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in numbers.items()}
 
 
 def likelihood(
@@ -103,8 +108,9 @@ def _scored(
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[Row]:
     """Every example's row, in the order of the examples, on every process."""
-    if draws < 1:
-        raise ValueError(f"draws is {draws}, expected 1 or more")
+    for name, value in (("draws", draws), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, expected 1 or more")
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     order = sorted(range(rank, len(examples), world), key=lambda i: len(examples[i].tokens))
     draws = draws if model.nll_is_bound else 1
@@ -112,26 +118,34 @@ def _scored(
     model.eval()
     rows: list[Row] = []
     most = -(-len(examples) // world)  # every process makes as many rounds, because `should_stop` may be a collective call
-    for start in range(0, most, batch_size):
-        if should_stop():
-            model.train(was_training)
-            raise EvaluationStopped
-        index = order[start : start + batch_size]
-        if index:
-            rows += _score(model, [examples[i] for i in index], index, draws, seed)
-        progress(min(start + batch_size, most), most)
-    model.train(was_training)
+    try:
+        for start in range(0, most, batch_size):
+            if should_stop():
+                raise EvaluationStopped
+            index = order[start : start + batch_size]
+            if index:
+                rows += _score(model, [examples[i] for i in index], index, draws, seed)
+            progress(min(start + batch_size, most), most)
+    finally:
+        model.train(was_training)
     return _gathered(rows, world)
 
 
 def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int) -> list[Row]:
     device = next(model.parameters()).device
     batch = collate(examples, pad_id=model.vocab.pad_id or 0, sample_id=index).to(device)
-    total = torch.zeros(len(index), dtype=torch.float64, device=device)
+    nats, tokens = _nats(model, batch, draws, seed).tolist(), batch.target.sum(1).tolist()
+    return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
+
+
+def _nats(model: LanguageModel, batch: Batch, draws: int, seed: int) -> Tensor:
+    """(B,) the mean of `draws` draws: importance-sampled mask counts where the process has them, else stratified draws of `nll`."""
+    if isinstance(model, DiscreteDiffusionLM) and isinstance(model.process, Masked) and draws >= FEWEST_DRAWS:
+        return MaskCounts(draws)(model, batch, Rng(seed, 0, batch.sample_id))
+    total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
     for k in range(draws):
         total += model.nll(_in_stratum(batch, k, draws), Rng(seed, k, batch.sample_id))
-    nats, tokens = (total / draws).tolist(), batch.target.sum(1).tolist()
-    return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
+    return total / draws
 
 
 def _in_stratum(batch: Batch, k: int, draws: int) -> Batch:
@@ -156,6 +170,10 @@ def _summary(rows: list[Row], draws: int, is_bound: bool) -> Likelihood:
         forwards_per_sequence=draws,
         is_bound=is_bound,
     )
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < 700 else math.inf
 
 
 def _is_distributed() -> bool:

@@ -1,6 +1,6 @@
 """Open any checkpoint: our own architectures, stock folders with a `textdiff` block, and stock Hugging Face language models as they are."""
 
-import json
+from pathlib import Path
 from typing import Any
 
 import transformers  # its auto classes are reached when a function runs: see textdiff/__init__.py
@@ -9,9 +9,9 @@ from transformers import PreTrainedConfig
 
 from textdiff import spec as plain
 from textdiff.backbones import hub
-from textdiff.backbones.pretrained import Pretrained, PretrainedBackbone
+from textdiff.backbones.pretrained import Pretrained
 from textdiff.models.autoregressive import AutoregressiveConfig, AutoregressiveLM, AutoregressiveSpec
-from textdiff.models.base import LanguageModel
+from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.discrete import Discrete, DiscreteConfig, DiscreteDiffusionLM
 from textdiff.models.generation import TextDiffusionGenerationConfig
 from textdiff.vocab import Vocab, add_mask_token
@@ -20,6 +20,7 @@ _CLASSES: dict[str, type[LanguageModel]] = {
     DiscreteConfig.model_type: DiscreteDiffusionLM,
     AutoregressiveConfig.model_type: AutoregressiveLM,
 }
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
 
 def register() -> None:
@@ -35,20 +36,21 @@ def load(name: str, trusted: tuple[str, ...] = ("textdiff",)) -> LanguageModel:
     A stock causal LM becomes an `AutoregressiveLM`, a stock masked LM a `DiscreteDiffusionLM`. `trusted` admits further packages whose
     classes a configuration may name. Raises ValueError with one line when anything is missing, truncated or not a language model.
     """
+    if not name.strip():
+        raise ValueError("the name of the model is empty: give a run folder, a checkpoint folder or a hub id")
     place = hub.resolve(name)
     try:
         config, _ = PreTrainedConfig.get_config_dict(place)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{name} cannot be opened: {str(error).strip().splitlines()[0]}") from error
-    kind = _CLASSES.get(str(config.get("model_type")))
+        tried = "" if Path(place).is_dir() else " (there is no folder of that name, so it was looked for as a hub id)"
+        raise ValueError(f"{name} cannot be opened{tried}: {str(error).strip().splitlines()[0]}") from error
     tokenizer = _tokenizer(place)
-    if kind is not None:
+    if str(config.get("model_type")) in _CLASSES:
+        kind, _, _ = _described(config, name, trusted)
         model = _load_ours(kind, name, place, trusted)
     elif "textdiff" in config:
-        model = _load_wrapped(config["textdiff"], place, trusted)
+        model = _load_wrapped(config["textdiff"], name, place, trusted)
     else:
-        if tokenizer is None:
-            raise ValueError(f"{name} has no tokenizer files: a stock model is read together with its tokenizer")
         model = around_stock(Pretrained(name=place), tokenizer)
     model.tokenizer = tokenizer
     model.eval()
@@ -61,6 +63,8 @@ def around_stock(pretrained: Pretrained, tokenizer: Any, spec: Discrete | None =
     A diffusion model needs a mask token: one is added to the tokenizer when it has none, in a spare row when there is one.
     """
     trunk = pretrained.load()
+    if tokenizer is None:
+        raise ValueError(f"{pretrained.name} has no tokenizer files: a stock model is read together with its tokenizer")
     rows = int(trunk.get_input_embeddings().weight.shape[0])  # type: ignore[index, arg-type, union-attr]
     if spec is None and not hub.is_masked_lm(trunk):
         vocab = Vocab.of(tokenizer, size=rows)
@@ -69,6 +73,18 @@ def around_stock(pretrained: Pretrained, tokenizer: Any, spec: Discrete | None =
     vocab = Vocab.of(tokenizer, size=rows)
     spec = Discrete() if spec is None else spec
     return plain.replaced(spec, backbone=pretrained).build(vocab, pretrained.wrap(trunk, vocab, causal=False))
+
+
+def _described(block: Any, name: str, trusted: tuple[str, ...]) -> tuple[type[LanguageModel], ModelSpec, Vocab]:
+    """What config.json, or its textdiff block, says a model is."""
+    parts = [block.get(part) for part in ("model_type", "spec", "vocab")] if isinstance(block, dict) else [block]
+    kind = _CLASSES.get(str(parts[0]))
+    if kind is None:
+        raise ValueError(f"config.json of {name} has a textdiff block of the model type {parts[0]!r}, not one of {sorted(_CLASSES)}")
+    spec, vocab = (plain.from_plain(part, trusted) for part in parts[1:])
+    if not isinstance(spec, Discrete if kind is DiscreteDiffusionLM else AutoregressiveSpec) or not isinstance(vocab, Vocab):
+        raise ValueError(f"config.json of {name} does not describe a {kind.__name__}: its spec or vocab is missing or of another model")
+    return kind, spec, vocab
 
 
 def _load_ours(kind: type[LanguageModel], name: str, place: str, trusted: tuple[str, ...]) -> LanguageModel:
@@ -86,21 +102,31 @@ def _load_ours(kind: type[LanguageModel], name: str, place: str, trusted: tuple[
     return model
 
 
-def _load_wrapped(block: dict[str, Any], place: str, trusted: tuple[str, ...]) -> LanguageModel:
+def _load_wrapped(block: Any, name: str, place: str, trusted: tuple[str, ...]) -> LanguageModel:
     """A stock folder whose config.json says how we use the model."""
-    kind = _CLASSES.get(str(block.get("model_type")))
-    if kind is None:
-        raise ValueError(f"config.json's textdiff block names the model type {block.get('model_type')!r}, not one of {sorted(_CLASSES)}")
-    spec, vocab = plain.from_plain(block["spec"], trusted), plain.from_plain(block["vocab"], trusted)
+    kind, spec, vocab = _described(block, name, trusted)
+    assert isinstance(spec, (Discrete, AutoregressiveSpec))
     pretrained = spec.backbone
-    backbone: PretrainedBackbone = pretrained.wrap(pretrained.load(place), vocab, causal=kind is AutoregressiveLM)
-    model: LanguageModel = spec.build(vocab, backbone)
+    if not isinstance(pretrained, Pretrained):
+        raise ValueError(f"config.json of {name} has a textdiff block around {type(pretrained).__name__}, expected a stock model")
+    model = spec.build(vocab, pretrained.wrap(pretrained.load(place), vocab, causal=kind is AutoregressiveLM))
     model.generation_config = TextDiffusionGenerationConfig(**block.get("generation", {}))
     return model
 
 
 def _tokenizer(place: str) -> Any:
+    """The tokenizer beside a model, or None; where BOS or EOS is not named, the [CLS] and [SEP] of BERT serve as such."""
+    folder = Path(place)
+    if folder.is_dir() and not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        return None  # transformers would make up an empty one
     try:
-        return transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError):  # transformers raises any of these where there is no tokenizer
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except Exception as error:  # the Rust parser raises bare Exceptions, and a missing tokenizer is any of several kinds
+        if folder.is_dir():
+            raise ValueError(f"the tokenizer files of {place} cannot be read: copy them again or train the tokenizer anew") from error
         return None
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
+        tokenizer.bos_token = tokenizer.cls_token
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
+    return tokenizer

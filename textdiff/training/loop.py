@@ -109,4 +109,4 @@ def _evaluate(run: Run, evaluate: Evaluate, stop: StopRequest, log: Log | None, 
     run.evaluated = run.step
     if log is not None:
         log.write_evaluation(run.step, numbers)
-    progress.say("  ".join([f"step {run.step} evaluation", *(f"{name} {value:.4g}" for name, value in numbers.items())]))
+    progress.say("  ".join([f"step {run.step}", *(f"{name} {value:.4g}" for name, value in numbers.items())]))

@@ -16,7 +16,8 @@ class RunProgress:
 
     def __init__(self, steps: int, shown: bool) -> None:
         self.steps, self.shown = steps, shown
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn())
+        numbers = (MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(), TextColumn("left"))
+        columns = (TextColumn("training"), BarColumn(), *numbers)
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()))
         self._began, self._first, self._last_line = time.monotonic(), 0, -_SECONDS_BETWEEN_LINES
 

@@ -1,0 +1,85 @@
+"""Commands run in process as a person types them, on models and texts small enough for milliseconds."""
+
+import runpy
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
+
+from tests.data.texts import byte_level, documents, word_piece
+from textdiff import cli
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+TINY = [
+    *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1", "--vocab-size", "300"),
+    *("--layout.length", "24", "--evaluation.draws", "2", "--evaluation.samples", "2"),
+    *("--evaluation.sample-tokens", "6", "--evaluation.sample-steps", "3"),
+]
+SMALL = ["--model.backbone.width", "16", "--model.backbone.layers", "1", "--model.backbone.heads", "2"]
+
+
+class Script(NamedTuple):
+    """What a recipe script hands to `run_presets`."""
+
+    presets: Mapping[str, Callable[[], Any]]
+    run: Callable[[Any, str], Any]
+    description: str
+
+
+def script(path: Path) -> Script:
+    """The presets of a recipe script, none of them run."""
+    found: list[Script] = []
+    with patch("textdiff.cli.run_presets", lambda presets, run, description: found.append(Script(presets, run, description))):
+        runpy.run_path(str(path), run_name="__main__")
+    return found[0]
+
+
+def recipe(name: str, *words: str) -> None:
+    """`python recipes/NAME.py WORDS`, in this process."""
+    with patch.object(sys, "argv", [f"recipes/{name}.py", *words]):
+        cli.run_presets(*script(RECIPES / f"{name}.py"))
+
+
+def quickstart(*words: str) -> None:
+    """`python recipes/quickstart.py WORDS` with the smallest numbers; later words win."""
+    recipe("quickstart", words[0], *TINY, *([] if "--init" in words else SMALL), *words[1:])
+
+
+def corpus(folder: Path, count: int = 120) -> Path:
+    """A folder with a training and a validation file of one document per row."""
+    from json import dumps
+
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [dumps({"text": text}) + "\n" for text in documents(count)]
+    (folder / "train.jsonl").write_text("".join(rows[10:]))
+    (folder / "validation.jsonl").write_text("".join(rows[:10]))
+    return folder
+
+
+def stock_gpt2(folder: Path) -> Path:
+    """A GPT-2 folder as the hub has them: random weights, a byte-level tokenizer whose one special token ends documents, no [MASK]."""
+    own = byte_level()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own.backend_tokenizer, bos_token="[EOS]", eos_token="[EOS]")
+    return _stock(folder, "gpt2", tokenizer, AutoModelForCausalLM, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64})
+
+
+def stock_bert(folder: Path) -> Path:
+    """A BERT folder: random weights, a WordPiece tokenizer that names [CLS] and [SEP] but no BOS and EOS."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 64}
+    return _stock(folder, "bert", word_piece(), AutoModelForMaskedLM, sizes)
+
+
+def _stock(folder: Path, kind: str, tokenizer: Any, auto: Any, sizes: dict[str, int]) -> Path:
+    torch.manual_seed(0)
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    model = auto.from_config(AutoConfig.for_model(kind, **ids, **sizes))
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
