@@ -46,9 +46,9 @@ class MarkovRun:
     """Positions of a sequence."""
     source_seed: int = 0
     """Which random source."""
-    test_sequences: int = 2048
+    test_sequences: int = 1024
     """Sequences the likelihood is measured on."""
-    draws: int = 32
+    draws: int = 16
     """Network calls per sequence for a bound."""
     out: Path | None = None
     """Folder of the run (default: runs/NAME-SEED)."""

@@ -1,5 +1,6 @@
 """Commands run in process as a person types them, on models and texts small enough for milliseconds."""
 
+import json
 import runpy
 import sys
 from collections.abc import Callable, Mapping
@@ -8,9 +9,10 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from tests.data.texts import byte_level, documents, word_piece
+from tests.data.texts import documents, word_piece
 from textdiff import cli
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -51,10 +53,8 @@ def quickstart(*words: str) -> None:
 
 def corpus(folder: Path, count: int = 120) -> Path:
     """A folder with a training and a validation file of one document per row."""
-    from json import dumps
-
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [dumps({"text": text}) + "\n" for text in documents(count)]
+    rows = [json.dumps({"text": text}) + "\n" for text in documents(count)]
     (folder / "train.jsonl").write_text("".join(rows[10:]))
     (folder / "validation.jsonl").write_text("".join(rows[:10]))
     return folder
@@ -62,8 +62,12 @@ def corpus(folder: Path, count: int = 120) -> Path:
 
 def stock_gpt2(folder: Path) -> Path:
     """A GPT-2 folder as the hub has them: random weights, a byte-level tokenizer whose one special token ends documents, no [MASK]."""
-    own = byte_level()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=own.backend_tokenizer, bos_token="[EOS]", eos_token="[EOS]")
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    end, alphabet = "<|endoftext|>", pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=[end], initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(documents(100), trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=end, eos_token=end, clean_up_tokenization_spaces=False)
     return _stock(folder, "gpt2", tokenizer, AutoModelForCausalLM, {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64})
 
 
