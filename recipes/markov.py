@@ -96,9 +96,7 @@ def run(recipe: MarkovRun, name: str) -> float:
     print(f"{type(model).__name__}, {parameters:,} parameters, {recipe.train.steps} steps, source {recipe.source_seed}")
     print(f"exact block entropy    {entropy:.5f} nats/token")
     print(f"{'upper bound' if model.nll_is_bound else 'exact likelihood':<22} {entropy + gap[0]:.5f} nats/token")
-    print(
-        f"above the entropy      {100 * gap[0] / entropy:.3f} % ± {100 * gap[1] / entropy:.3f} % (1 s.e., {len(test)} sequences)"
-    )
+    print(f"above the entropy      {100 * gap[0] / entropy:.3f} % ± {100 * gap[1] / entropy:.3f} % (1 s.e., {len(test)} sequences)")
     numbers = {"entropy": entropy, "gap": gap[0], "standard_error": gap[1], "parameters": parameters}
     (out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     return 100 * gap[0] / entropy

@@ -94,5 +94,6 @@ QUICKSTART = {
     "quickstart autoregressive --data texts --init bert": "bert is a masked LM and cannot be trained left to right: begin from a causal LM",
     "quickstart masked --data texts --out text.txt": "text.txt is a file: give the run a folder of its own",
     "quickstart masked --data texts --out masked": "masked already holds a run: resume it with --train.resume",
-    "quickstart autoregressive --data texts --out masked --train.resume --train.batch-size 8": "batch_size = 4, now it is 8",
+    "quickstart masked --data texts --out masked --train.resume --train.batch-size 8": "batch_size = 4, now it is 8",
+    "quickstart autoregressive --data texts --out masked --train.resume --train.steps 9": "masked was started with model|of another model",
 }

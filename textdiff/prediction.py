@@ -268,6 +268,8 @@ def draw_categorical(logits: Tensor, uniform: Tensor, block: int = 256) -> tuple
     weight = torch.nn.functional.pad(weight, (0, -vocabulary % block)).unflatten(-1, (-1, block))
     coarse = weight.sum(-1, dtype=torch.float64).cumsum(-1)  # (N, V / block)
     total = coarse[:, -1]
+    if not bool(total.isfinite().all()):
+        raise ValueError("the model's predictions are not numbers: have the weights diverged, or is the checkpoint damaged?")
     chosen = _first_above(coarse, uniform * total)
     before = torch.where(chosen > 0, coarse.gather(1, (chosen - 1).clamp_min(0)[:, None])[:, 0], 0.0)
     fine = weight[torch.arange(rows, device=logits.device), chosen].double().cumsum(-1)  # (N, block)

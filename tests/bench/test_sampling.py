@@ -33,5 +33,5 @@ def test_known_tokens_stay() -> None:
 
 def test_greedy_tokens_are_identical() -> None:
     check_greedy(oracle(CHAIN), blank(4, 7), steps=3)
-    tiny = SamplingBench(vocabulary=300, width=32, layers=2, length=12)
+    tiny = SamplingBench(vocabulary=300, width=32, layers=2, heads=4, length=12, batch_size=2)
     check_greedy(tiny.build(), tiny.canvas(3), steps=5)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tests.models.tiny import MASK, PAD, TEXT, VOCAB, diffusion, logits, lone, ragged, trunk
-from textdiff.batch import Batch
+from textdiff.batch import Batch, Clean
 from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.processes.base import UniformTime
 from textdiff.processes.masked import Masked
@@ -37,6 +37,35 @@ def repeated(rows: int) -> Batch:
     return Batch.of(torch.tensor(ROW).repeat(rows, 1))
 
 
+def unstratified(batch: Batch) -> Batch:
+    """Each row the only slot of its global batch, as `nll` draws it."""
+    return batch._replace(stratum=torch.tensor([[0, 1]]).expand(len(batch.tokens), 2))
+
+
+def test_each_row_of_a_batch_is_unbiased_by_itself() -> None:
+    model, batch = diffusion(), Batch.of(torch.tensor(ROW).repeat(3, 1))
+    draws = torch.stack([model.nll(batch, Rng(0, k, batch.sample_id)) for k in range(3000)])
+    error = draws.std(0) / len(draws) ** 0.5
+    assert bool(((draws.mean(0) - sum(by_size(model))).abs() < 4.5 * error).all())
+
+
+def test_a_network_that_is_told_the_time_has_an_unbiased_bound() -> None:
+    """Exact counts must put the network at the times uniform time would: compared with the integral over independent maskings."""
+    model = diffusion(backbone=trunk(time_conditioning=True))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    batch = repeated(20_000)
+    clean, everywhere = Clean(batch.tokens, batch.tokens), batch.target
+    counted = model.nll(batch, Rng(0, 0, batch.sample_id))
+    noised = UniformTime(t_min=1e-4)(model.process, batch.tokens, everywhere, batch.stratum, Rng(1, 0, batch.sample_id))
+    with torch.no_grad():
+        pred = model.predictor(batch)(noised.xt, noised.t)
+        timed = (model.process.nelbo_at(pred, clean, noised.xt, noised.t, everywhere) * noised.weight[:, None]).sum(1)
+    error = (counted.var() / len(counted) + timed.var() / len(timed)).sqrt()
+    assert abs(float(counted.mean() - timed.mean())) < 4 * float(error)
+
+
 def test_the_bound_is_the_any_order_value_on_average() -> None:
     """E over counts k uniform on 1 .. 3, subsets uniform, weight 3 / k: the sum over k of the mean cost of a token among k hidden."""
     model, rows = diffusion(), 20_000
@@ -46,7 +75,7 @@ def test_the_bound_is_the_any_order_value_on_average() -> None:
 
 
 def test_the_training_loss_is_the_bound_with_the_same_noise() -> None:
-    model, batch = diffusion(), ragged()
+    model, batch = diffusion(), unstratified(ragged())
     loss = model(batch, seed=3, step=5)
     nats = model.nll(batch, Rng(3, 5, batch.sample_id))
     torch.testing.assert_close(loss.total, nats.sum())
@@ -107,7 +136,7 @@ def test_losses_and_gradients_of_micro_batches_add_up() -> None:
 
 
 def test_a_row_without_targets_costs_nothing() -> None:
-    model, batch = diffusion(), ragged()
+    model, batch = diffusion(), unstratified(ragged())
     batch.target[1] = False
     nats = model.nll(batch, Rng(0, 0, batch.sample_id))
     assert float(nats[1]) == 0

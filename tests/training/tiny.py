@@ -26,6 +26,7 @@ class TinyModel(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
         self.explode_at = explode_at
+        self.spec = {"dropout": dropout}
 
     def forward(self, batch, seed, step, progress=1.0):
         if self.training:

@@ -190,6 +190,8 @@ class Transformer(Backbone):
     def context(self, batch: Batch) -> TransformerContext:
         if batch.tokens.shape[1] > self.max_length:
             raise ValueError(f"{batch.tokens.shape[1]} tokens exceed the model's max_length of {self.max_length}: shorten the input")
+        if batch.source.shape[1] and not len(self.encoder):
+            raise ValueError("the batch has a source and the model no encoder: put the source before the target, or set encoder_layers")
         mask = attention_masks.combined(batch.attend, batch.document, self.causal)
         rotation = self._rotation(attention_masks.positions(batch.document))
         memory, memory_mask = self._encode(batch) if len(self.encoder) else (None, None)

@@ -45,8 +45,7 @@ class StratifiedCounts:
         """(B,) nats."""
         total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
         for k in range(self.draws):
-            stratum = torch.tensor([k, self.draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
-            total += model.nll(batch._replace(stratum=stratum), rng.draw(k))
+            total += model.nll(batch, rng.draw(k), k, self.draws)
         return total / self.draws
 
 

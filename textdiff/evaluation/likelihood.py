@@ -144,14 +144,8 @@ def _nats(model: LanguageModel, batch: Batch, draws: int, seed: int) -> Tensor:
         return MaskCounts(draws)(model, batch, Rng(seed, 0, batch.sample_id))
     total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
     for k in range(draws):
-        total += model.nll(_in_stratum(batch, k, draws), Rng(seed, k, batch.sample_id))
+        total += model.nll(batch, Rng(seed, k, batch.sample_id), k, draws)
     return total / draws
-
-
-def _in_stratum(batch: Batch, k: int, draws: int) -> Batch:
-    """The k-th of a sequence's repetitions: its time or mask count falls in the k-th of `draws` equal strata."""
-    stratum = torch.tensor([k, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
-    return batch._replace(stratum=stratum)
 
 
 def _summary(rows: list[Row], draws: int, is_bound: bool) -> Likelihood:

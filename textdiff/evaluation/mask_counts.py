@@ -29,7 +29,7 @@ class MaskCounts:
 
     def __post_init__(self) -> None:
         if self.draws < FEWEST_DRAWS:
-            raise ValueError(f"draws is {self.draws}, expected {FEWEST_DRAWS} or more: a line cannot be fitted to fewer; use the model's nll instead")
+            raise ValueError(f"draws is {self.draws}, expected {FEWEST_DRAWS} or more: a line cannot be fitted to fewer; use nll instead")
 
     @torch.no_grad()
     def __call__(self, model: DiscreteDiffusionLM, batch: Batch, rng: Rng) -> Tensor:

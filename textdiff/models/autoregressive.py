@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from textdiff import spec as plain
+from textdiff.backbones.attention_masks import positions
 from textdiff.backbones.base import Backbone, BackboneConfig, Context, KeyValueCache
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
@@ -103,7 +105,7 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ig
         sampler: Sampler | None = None,
         **kwargs: Any,
     ) -> TextDiffusionOutput:
-        """Continue prompts; a stock trunk samples with its own `generate` and its own key-value cache, `input_ids` then left-padded."""
+        """Continue prompts (B, P), padded on either side; a stock trunk samples with its own `generate` and key-value cache."""
         trunk = self.backbone.trunk
         if trunk is None:
             return super().generate(input_ids, attention_mask, generation_config, streamer, sampler, **kwargs)
@@ -113,27 +115,40 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ig
         self.default_sampler(config.max_denoising_steps)  # refuses options that mean nothing here
         input_ids, attention_mask = self._prompt(input_ids, attention_mask)
         self._fits(int(attention_mask.sum(1).max()), config.max_new_tokens)
-        options = self._stock_options(config)
-        with torch.random.fork_rng(enabled=config.seed is not None):
-            if config.seed is not None:
-                torch.manual_seed(config.seed)
-            sequences = trunk.generate(input_ids, attention_mask=attention_mask, streamer=streamer, **options)
-        new = sequences.shape[1] - input_ids.shape[1]
-        calls = torch.full((len(sequences),), new, device=sequences.device)
-        return TextDiffusionOutput(sequences, calls, torch.ones_like(calls, dtype=torch.float32))
+        new = self._continued(input_ids, attention_mask, streamer, config)
+        calls = torch.full((len(new),), new.shape[1], device=new.device)
+        return TextDiffusionOutput(torch.cat([input_ids, new], dim=1), calls, torch.ones_like(calls, dtype=torch.float32))
+
+    def _continued(
+        self, input_ids: Tensor, attention_mask: Tensor, streamer: Streamer | None, config: TextDiffusionGenerationConfig
+    ) -> Tensor:
+        """The new tokens (B, n) of the stock `generate`, which wants its padding on the left and would add its own defaults."""
+        trunk = self.backbone.trunk
+        order = attention_mask.argsort(dim=1, stable=True)
+        left, attend = input_ids.gather(1, order), attention_mask.gather(1, order)
+        defaults, trunk.generation_config = trunk.generation_config, GenerationConfig()
+        try:
+            with torch.random.fork_rng(enabled=config.seed is not None):
+                if config.seed is not None:
+                    torch.manual_seed(config.seed)
+                sequences = trunk.generate(left, attention_mask=attend, streamer=streamer, **self._stock_options(config))
+        finally:
+            trunk.generation_config = defaults
+        new: Tensor = sequences[:, input_ids.shape[1] :]
+        return new
 
     def _stock_options(self, config: TextDiffusionGenerationConfig) -> dict[str, Any]:
         filters, vocab = config.filters(), self.vocab
         ids = {"pad_token_id": vocab.eos_id if vocab.pad_id is None else vocab.pad_id, "eos_token_id": vocab.eos_id}
-        extra = list(range(vocab.tokens, vocab.size))
-        options = {"max_new_tokens": config.max_new_tokens, "suppress_tokens": extra or None, "return_dict_in_generate": False, **ids}
+        banned = list(vocab.unemittable) or None
+        options = {"max_new_tokens": config.max_new_tokens, "suppress_tokens": banned, "return_dict_in_generate": False, **ids}
         if filters.temperature == 0:
             return {**options, "do_sample": False}
         return {**options, "do_sample": True, "temperature": filters.temperature, "top_k": filters.top_k, "top_p": filters.top_p}
 
     def _nats(self, batch: Batch) -> Tensor:
-        if bool(batch.target[:, 0].any()):
-            raise ValueError("the first token of a row cannot be scored left to right: begin each row with BOS, or do not make it a target")
+        if bool((batch.target & (positions(batch.document) == 0)).any()):
+            raise ValueError("the first token of a row, or of an isolated document, cannot be scored left to right: begin each with BOS")
         pred = self.predictor(batch)(batch.tokens, batch.sample_id)
         log_prob = pred.log_prob(batch.tokens, batch.target)
         return torch.zeros(batch.tokens.shape, dtype=log_prob.dtype, device=log_prob.device).masked_scatter(batch.target, -log_prob)
@@ -143,5 +158,5 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ig
         return Loss(total, batch.target.sum(), total.detach(), {})
 
     @torch.no_grad()
-    def nll(self, batch: Batch, rng: Rng) -> Tensor:
+    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
         return self._nats(batch).double().sum(1)

@@ -72,8 +72,11 @@ class LanguageModel(PreTrainedModel):
         """The training loss; noise is a function of (seed, step, batch.sample_id)."""
         raise NotImplementedError
 
-    def nll(self, batch: Batch, rng: Rng) -> Tensor:
-        """(B,) nats over the target tokens: exact, or one draw of an upper bound when `nll_is_bound`."""
+    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
+        """(B,) nats over the target tokens: exact, or one draw of an upper bound when `nll_is_bound`, unbiased whatever the batch.
+
+        Of several draws of the same sequences the one numbered `draw` comes from the `draw`-th of `draws` equal strata of time.
+        """
         raise NotImplementedError
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from textdiff import spec as plain
+from textdiff.backbones.attention_masks import positions
 from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
@@ -46,20 +47,22 @@ class Discrete(ModelSpec):
 class NetworkPredictor:
     """A trunk and its head bound to one batch."""
 
-    def __init__(self, model: "DiscreteDiffusionLM", context: Context, head: Head) -> None:
+    def __init__(self, model: "DiscreteDiffusionLM", context: Context, head: Head, starts: Tensor) -> None:
         self.model, self.context, self.head = model, context, head
+        self.starts = starts  # (B, L) bool, the first position of each document
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> HeadPrediction:
         """Belief about x0; the trunk is told the noise level 1 - alpha(t), which means the same under every schedule."""
         noise = 1 - self.model.process.schedule.alpha(t)
         hidden = self.model.backbone(xt, self.context, noise)
         if self.model.spec.shift:
-            hidden = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
+            # the first token of a document has no left neighbour in it and is read at its own, masked, position
+            hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
         return HeadPrediction(hidden, self.head)
 
     def rows(self, index: Tensor) -> "NetworkPredictor":
         """The same for a subset of rows."""
-        return NetworkPredictor(self.model, self.context.rows(index), self.head)
+        return NetworkPredictor(self.model, self.context.rows(index), self.head, self.starts[index])
 
 
 class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
@@ -76,7 +79,9 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
 
     def predictor(self, batch: Batch) -> NetworkPredictor:
         """The network bound to a batch."""
-        return NetworkPredictor(self, self.backbone.context(batch), self.backbone.head(self.vocab.unemittable))
+        return NetworkPredictor(
+            self, self.backbone.context(batch), self.backbone.head(self.vocab.unemittable), positions(batch.document) == 0
+        )
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The tokens are their own state."""
@@ -97,9 +102,10 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         return Loss(nats.sum(), batch.target.sum(), bound.sum(), {})
 
     @torch.no_grad()
-    def nll(self, batch: Batch, rng: Rng) -> Tensor:
-        """One draw of the bound by exact mask counts; `batch.stratum` places it among a sequence's repetitions."""
+    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
+        """One draw of the bound by exact mask counts."""
         clean = Clean(batch.tokens, batch.tokens)
-        noised = ExactCount()(self.process, clean.x, batch.target, batch.stratum, rng)
+        stratum = torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
+        noised = ExactCount()(self.process, clean.x, batch.target, stratum, rng)
         pred = self.predictor(batch)(noised.xt, noised.t)
         return Bound()(self.process, pred, clean, noised, batch.target)[1].double().sum(1)

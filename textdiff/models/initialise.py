@@ -14,12 +14,12 @@ from textdiff.vocab import Vocab
 def model_from(name: str, spec: ModelSpec, tokenizer: Any) -> LanguageModel:
     """The model that `spec` asks for, with the trunk and the weights of checkpoint `name`.
 
-    A diffusion model that begins as an autoregressive one keeps its shift: position l goes on reading the output at l - 1.
+    Whether position l reads the output at l - 1 (`shift`) is the checkpoint's to say: its weights were trained that way.
     Raises ValueError when the checkpoint cannot be read, or when `tokenizer` is not its own.
     """
     source = load(name)
-    if isinstance(spec, Discrete) and isinstance(source, AutoregressiveLM):
-        spec = replaced(spec, shift=True)
+    if isinstance(spec, Discrete):
+        spec = replaced(spec, shift=isinstance(source, AutoregressiveLM) or source.spec.shift)
     if source.backbone.trunk is None:
         return _ours(name, spec, source, tokenizer)
     if not isinstance(spec, Discrete):

@@ -105,9 +105,15 @@ class ExactCount(Noising):
 
     @staticmethod
     def with_count(process: Masked, x0: Tensor, target: Tensor, k: Tensor, rng: Rng) -> Noised:
-        """Mask `k` (B,) of each row's targets, chosen uniformly."""
-        order = rng.uniform("corrupt", x0.shape[1:]).masked_fill(~target, 2.0).argsort(1).argsort(1)  # rank of each target among its row's
-        xt = x0.masked_fill(target & (order < k[:, None]), process.mask_id)
+        """Mask `k` (B,) of each row's targets, chosen uniformly, at the time the network is to believe.
+
+        Given k the noise level 1 - alpha of uniform time is Beta(k, n - k + 1), which is the law of the k-th smallest of n uniforms.
+        """
+        uniform = rng.uniform("corrupt", x0.shape[1:]).masked_fill(~target, 2.0)
+        ordered, index = uniform.sort(1)
+        chosen = torch.zeros_like(target).scatter(1, index, torch.arange(x0.shape[1], device=x0.device) < k[:, None])
+        xt = x0.masked_fill(target & chosen, process.mask_id)
+        level = ordered.gather(1, (k - 1).clamp_min(0)[:, None])[:, 0].masked_fill(k < 1, 0.5)  # a row without targets has no level
         n, k = target.sum(1).double(), k.double()
-        t = process.schedule.inverse(clamped(1 - k / n.clamp_min(1)))
+        t = process.schedule.inverse(clamped(1 - level))
         return Noised(xt, t, n / k.clamp_min(1) / process.rate(t))

@@ -92,7 +92,10 @@ class _Scheduled(Confidence):
 
 @dataclass(frozen=True)
 class Greedy(_Scheduled):
-    """Commit where the largest probability is largest (MaskGIT, LLaDA's low-confidence remasking), in `steps` calls at most."""
+    """Commit where the largest probability is largest , in `steps` calls at most.
+
+    With temperature 0 this is MaskGIT and LLaDA's low-confidence remasking; above 0 they score the drawn token instead.
+    """
 
     def score(self, statistics: Statistics, uniform: Tensor) -> Tensor:
         return statistics.top1

@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -129,14 +130,19 @@ def find_checkpoint(root: Path, say: Callable[[str], None] = print) -> Path | No
 
 def remove_debris(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder`; a folder that it had retired, but not yet replaced, comes back."""
-    for working in folder.glob("*.tmp-*"):
+    for working in _own(folder, "tmp"):
         shutil.rmtree(working, ignore_errors=True)
-    for retired in folder.glob("*.old-*"):
+    for retired in _own(folder, "old"):
         target = retired.with_name(retired.name.rpartition(".old-")[0])
         if target.exists():
             shutil.rmtree(retired, ignore_errors=True)
         else:
             retired.rename(target)
+
+
+def _own(folder: Path, kind: str) -> list[Path]:
+    """The working folders that this file makes; others of like name are the user's."""
+    return [path for path in folder.glob(f"*.{kind}-*") if re.fullmatch(rf"(model|step-\d{{8}})\.{kind}-\d+", path.name)]
 
 
 def verify(folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from textdiff.models.base import LanguageModel
+from textdiff.spec import to_plain
 from textdiff.training import weights
 from textdiff.training.checkpoint import find_checkpoint, read_state, read_tensors, remove_debris, replace_folder, save_checkpoint
 from textdiff.training.ema import Ema
@@ -54,7 +55,7 @@ class Run:
 
     def essential(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
-        return {**self.settings.essential(), **self.order.identity()}
+        return {**self.settings.essential(), **self.order.identity(), **flat("model", to_plain(self.model.spec))}
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is there, and the averaged model to `model/`; raises ValueError on failure."""
@@ -103,3 +104,10 @@ class Run:
                 )
         if state["step"] > self.settings.steps:
             raise ValueError(f"the run in {self.out} is already at step {state['step']}, more than the {self.settings.steps} asked for")
+
+
+def flat(name: str, value: Any) -> dict[str, Any]:
+    """Nested plain data as `{"name.field.field": leaf}`."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: leaf for field, inner in value.items() for key, leaf in flat(f"{name}.{field}", inner).items()}

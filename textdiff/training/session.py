@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from accelerate.state import AcceleratorState
-from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list
+from accelerate.utils import DistributedType, GradientAccumulationPlugin, broadcast_object_list
 
 Result = TypeVar("Result")
 
@@ -33,6 +33,8 @@ def session(bf16: bool = False) -> Iterator[Accelerator]:
     plugin = GradientAccumulationPlugin(num_steps=1, sync_with_dataloader=False)
     AcceleratorState._reset_state(reset_partial_state=True)  # one Python process may hold several sessions, of different precision
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_plugin=plugin)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError("FSDP is not supported yet: evaluation reads whole weights; use MULTI_GPU, or raise accumulation to save memory")
     asked = processes_asked()
     if asked is not None and asked != accelerator.num_processes:
         raise ValueError(

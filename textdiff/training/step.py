@@ -47,9 +47,7 @@ class OptimizerStep:
             raise ValueError(f"out of memory at step {step} with {rows} rows at a time: raise accumulation or lower batch_size") from error
         norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip))
         sums = self.accelerator.reduce(_sums(losses), reduction="sum")
-        *totals, gradient_norm, tokens = torch.cat(
-            [sums, torch.stack([norm, count]).to(sums)]
-        ).tolist()  # the step's one wait for the device
+        *totals, gradient_norm, tokens = torch.cat([sums, torch.stack([norm, count]).to(sums)]).tolist()
         if not (math.isfinite(totals[0]) and math.isfinite(gradient_norm)):
             raise NonFiniteLossError(self._fault(step, window, losses, totals[0], gradient_norm))
         for group in self.optimizer.param_groups:
