@@ -38,10 +38,6 @@ def test_a_pad_that_is_also_the_end_token_can_be_written() -> None:
     assert Vocab(size=6, tokens=6, mask_id=5, pad_id=1, eos_id=1).unemittable == (5,)
 
 
-def test_without_mask_forgets_the_mask_only() -> None:
-    assert Vocab(size=6, tokens=6, mask_id=5, pad_id=1).without_mask() == Vocab(size=6, tokens=6, pad_id=1)
-
-
 def test_too_few_rows_and_ids_outside_them_are_refused() -> None:
     with pytest.raises(ValueError, match="6 ids but the model has 5 rows"):
         Vocab(size=5, tokens=6)

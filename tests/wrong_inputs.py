@@ -19,7 +19,7 @@ GENERATE = {
     "textdiff generate specless": "config.json of specless does not describe a DiscreteDiffusionLM",
     "textdiff generate blockless": "config.json of blockless has a textdiff block of the model type 'textdiff-other'",
     "textdiff generate masked --prompt " + "tea_" * 1200: "a prompt of .* exceed the model's 1024: shorten one",
-    "textdiff generate masked --infill [MASK:5000]": "a prompt of 5001 tokens and 0 new ones exceed the model's 1024",
+    "textdiff generate masked --infill [MASK:5000]": r"\[MASK:5000\]: write how many tokens to fill, 1 to 1024",
     "textdiff generate masked --infill tea": r"the infill text holds no \[MASK\]: write one for each token",
     "textdiff generate masked --infill [MASK:0]": r"the infill text holds \[MASK:0\]: write how many",
     "textdiff generate masked --infill [MASK] --prompt tea": "prompt and infill were both given",

@@ -56,6 +56,11 @@ def guarded(program: str, run: Callable[[], Kind]) -> Kind:
             raise
         print(f"{program}: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or "memory" in str(error)):  # torch's word on every device
+            raise
+        print(f"{program}: error: out of memory: lower the batch size, the count or the length", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
 

@@ -122,7 +122,7 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
         result = likelihood(model, data.validation, recipe.evaluation.draws, recipe.evaluation.batch_size, progress=bar)
     if accelerator.is_main_process:
         report.likelihoods(model, data, result, steps)
-        report.samples(model, recipe.evaluation.samples, recipe.evaluation.sample_tokens, recipe.evaluation.sample_steps)
+        report.samples(model, data, recipe.evaluation.samples, recipe.evaluation.sample_tokens, recipe.evaluation.sample_steps)
         report.closing(time.perf_counter() - began)
     return out
 

@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from textdiff.batch import Example, collate
 from textdiff.data.layout import Data
 from textdiff.data.streaming import StreamBlocks
 from textdiff.evaluation.likelihood import Likelihood
@@ -63,16 +63,18 @@ class Report:
         numbers: dict[str, Any] = {"data": data.description, "steps": steps, "baselines": baselines, "validation": result.as_dict()}
         (self.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
 
-    def samples(self, model: LanguageModel, count: int, tokens: int, steps: int) -> None:
-        """Texts from the model's default sampler."""
-        first = model.vocab.bos_id if model.vocab.bos_id is not None else model.vocab.eos_id
-        if count == 0 or first is None:
+    def samples(self, model: LanguageModel, data: Data, count: int, tokens: int, steps: int) -> None:
+        """Texts from the model's default sampler, each begun as a validation example is: with BOS, or with its prompt."""
+        if count == 0:
             return
         generator: Any = model
         sampler = generator.default_sampler(steps) if model.nll_is_bound else generator.default_sampler()
-        prompt = torch.full((count, 1), first, device=next(model.parameters()).device)
-        new = min(tokens, model.max_length - 1)
-        output = generator.generate(prompt, sampler=sampler, max_new_tokens=new, seed=0)
+        examples = [data.validation[i % len(data.validation)] for i in range(count)]
+        given = [list(e.target).index(True) for e in examples]
+        prompts = [Example(e.tokens[:n], e.target[:n]) for e, n in zip(examples, given, strict=True)]
+        batch = collate(prompts, model.vocab.pad_id or 0).to(next(model.parameters()).device)
+        new = min(tokens, max(sum(e.target) for e in examples), model.max_length - batch.tokens.shape[1])
+        output = generator.generate(batch.tokens, batch.attend.long(), sampler=sampler, max_new_tokens=new, seed=0)
         hidden = {model.vocab.bos_id, model.vocab.eos_id, model.vocab.pad_id}
         texts = [model.tokenizer.decode([i for i in row.tolist() if i not in hidden]) for row in output.sequences]
         calls = output.nfe.double().mean().item()

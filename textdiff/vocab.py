@@ -1,6 +1,6 @@
 """What the maths must know of a tokenizer: how many ids there are and which of them are not text."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 MASK_TOKEN = "[MASK]"
@@ -44,9 +44,13 @@ class Vocab:
         special = {self.mask_id, self.pad_id} - {None, self.eos_id, self.bos_id}
         return tuple(sorted({int(i) for i in special if i is not None} | set(range(self.tokens, self.size))))
 
-    def without_mask(self) -> "Vocab":
-        """The same ids for a model that has no [MASK] row (a stock causal LM)."""
-        return replace(self, mask_id=None)
+
+def name_ends(tokenizer: Any) -> None:
+    """Where BOS or EOS is not named, the [CLS] and [SEP] of a BERT tokenizer serve as such (in place)."""
+    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
+        tokenizer.bos_token = tokenizer.cls_token
+    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
+        tokenizer.eos_token = tokenizer.sep_token
 
 
 def add_mask_token(tokenizer: Any) -> bool:

@@ -38,6 +38,9 @@ class TransformerConfig(BackboneConfig):
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        if min(self.width, self.layers, self.heads, self.max_length) < 1:
+            sizes = f"width {self.width}, layers {self.layers}, heads {self.heads}, max_length {self.max_length}"
+            raise ValueError(f"{sizes}: expected 1 or more of each")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}: each head rotates pairs of numbers")
 

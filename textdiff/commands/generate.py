@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from textdiff.commands.device import device_named
+
 if TYPE_CHECKING:
     from textdiff.samplers.base import Sampler
 
@@ -37,6 +39,10 @@ class Generate:
     """How many samples."""
     seed: int = 0
     """The same seed gives the same text."""
+    response: bool = False
+    """End the prompt as in training on prompts with responses, so that the model answers it."""
+    device: str | None = None
+    """cpu, cuda, ... (default: a GPU when there is one)."""
     live: bool = False
     """Show the text as it forms, in a terminal."""
 
@@ -52,10 +58,11 @@ class Generate:
         logging.disable_progress_bar()
         from textdiff.models.loading import load
 
+        device = device_named(self.device)
         model: Any = load(self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
-        ids = self._ids(model)
+        ids = self._ids(model).to(model.to(device).device)
         new = self.max_new_tokens if self.max_new_tokens is not None else 0 if self.infill else model.generation_config.max_new_tokens
         sampler = self._sampler(model)
         sampler.check(model)
@@ -86,11 +93,14 @@ class Generate:
             raise ValueError("this model has no mask token, it only continues text: fill masks with a diffusion model")
         for i, part in enumerate(parts):
             if i % 2:
-                if int(part or 1) < 1:
-                    raise ValueError("the infill text holds [MASK:0]: write how many tokens to fill, 1 or more")
-                ids += [mask_id] * int(part or 1)
+                number = int(part or 1)
+                if not 1 <= number <= model.max_length:
+                    raise ValueError(f"the infill text holds [MASK:{number}]: write how many tokens to fill, 1 to {model.max_length}")
+                ids += [mask_id] * number
             elif part:
                 ids += encode(model.tokenizer, part)
+        if self.response and model.vocab.eos_id is not None:
+            ids.append(model.vocab.eos_id)
         if not ids:
             raise ValueError("there is no prompt and the tokenizer has no BOS or EOS token to begin with: give a prompt")
         return torch.tensor([ids])

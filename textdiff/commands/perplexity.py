@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from textdiff.commands.device import device_named
+
 if TYPE_CHECKING:
     from textdiff.evaluation.likelihood import Likelihood
 
@@ -50,7 +52,7 @@ class Perplexity:
         from textdiff.report import scoring
 
         self._check()
-        device = self._device()
+        device = device_named(self.device)
         model = load(self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
@@ -77,15 +79,6 @@ class Perplexity:
                 raise ValueError(f"{name} is {value}, expected 1 or more")
         if self.columns is not None and not 1 <= len(self.columns) <= 2:
             raise ValueError(f"columns are {list(self.columns)}, expected one text column, or a prompt and a response column")
-
-    def _device(self) -> Any:
-        import torch
-
-        name = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            return torch.zeros(0, device=name).device
-        except (RuntimeError, AssertionError) as error:  # torch raises either for a device that it was not built for
-            raise ValueError(f"there is no device {name!r} here ({str(error).splitlines()[0]}): try cpu or cuda") from error
 
 
 def print_table(console: Any, name: str, result: "Likelihood", description: str) -> None:

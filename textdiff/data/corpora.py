@@ -86,6 +86,8 @@ def resolve(source: str, columns: Sequence[str] | None = None, skip_bad_rows: bo
 
     Raises ValueError with one line when there is no such source, or when it holds no readable text.
     """
+    if not source.strip():
+        raise ValueError(f"the data has no name: give {pydocs.NAME}, a file, a folder or a hub id")
     if source == pydocs.NAME:
         return Corpus(source, _widened(pydocs.load()), (pydocs.python(),))
     if source.startswith("builtin:"):

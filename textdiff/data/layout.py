@@ -51,8 +51,6 @@ class Layout:
     """The text column of rows, or their prompt and response columns (default: text, prompt and response, or src and trg)."""
     isolate: bool = False
     """Keep attention inside each document of a block."""
-    encoder: bool = False
-    """Prompts go to an encoder instead of before the response."""
     truncate: bool = False
     """Cut the end of prompts that are too long instead of stopping."""
     streaming: bool = False
@@ -115,7 +113,7 @@ class _OpenedPairs:
 
     def examples(self, tokenizer: PreTrainedTokenizerBase) -> Data:
         layout = self.layout
-        train, validation, test = (Pairs(pairs, tokenizer, layout.length, layout.encoder, layout.truncate) for pairs in self.splits)
+        train, validation, test = (Pairs(pairs, tokenizer, layout.length, truncate=layout.truncate) for pairs in self.splits)
         truncated = train.truncated + validation.truncated + test.truncated
         note = f"; {truncated} prompts truncated" if truncated else ""
         return Data(train, _held_out(validation, self.corpus.name), test, self.corpus.description + note)

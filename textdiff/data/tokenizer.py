@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from textdiff.data.source import first_line, local_path
-from textdiff.vocab import MASK_TOKEN
+from textdiff.vocab import MASK_TOKEN, name_ends
 
 _SPECIAL = {"pad_token": "[PAD]", "bos_token": "[BOS]", "eos_token": "[EOS]", "mask_token": MASK_TOKEN}
 _BATCH = 256  # documents encoded at a time
@@ -67,10 +67,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"no tokenizer from {name_or_path!r}, {where}: {first_line(error)}") from error
     if not tokenizer.is_fast:
         raise ValueError(f"the tokenizer of {name_or_path!r} has no tokenizer.json: convert it to a fast tokenizer first")
-    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
-        tokenizer.bos_token = tokenizer.cls_token
-    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
-        tokenizer.eos_token = tokenizer.sep_token
+    name_ends(tokenizer)
     return tokenizer
 
 

@@ -14,7 +14,7 @@ from textdiff.models.autoregressive import AutoregressiveConfig, AutoregressiveL
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.discrete import Discrete, DiscreteConfig, DiscreteDiffusionLM
 from textdiff.models.generation import TextDiffusionGenerationConfig
-from textdiff.vocab import Vocab, add_mask_token
+from textdiff.vocab import Vocab, add_mask_token, name_ends
 
 _CLASSES: dict[str, type[LanguageModel]] = {
     DiscreteConfig.model_type: DiscreteDiffusionLM,
@@ -125,8 +125,5 @@ def _tokenizer(place: str) -> Any:
         if folder.is_dir():
             raise ValueError(f"the tokenizer files of {place} cannot be read: copy them again or train the tokenizer anew") from error
         return None
-    if tokenizer.bos_token is None and tokenizer.cls_token is not None:
-        tokenizer.bos_token = tokenizer.cls_token
-    if tokenizer.eos_token is None and tokenizer.sep_token is not None:
-        tokenizer.eos_token = tokenizer.sep_token
+    name_ends(tokenizer)
     return tokenizer
