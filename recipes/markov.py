@@ -24,6 +24,7 @@ from textdiff.evaluation.likelihood import likelihood, sequence_nats
 from textdiff.models.autoregressive import AutoregressiveSpec
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.discrete import Discrete
+from textdiff.models.objective import CrossEntropy
 from textdiff.oracle import Markov
 from textdiff.randomness import Rng
 from textdiff.training.loop import train
@@ -114,14 +115,14 @@ TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128)
 
 def _settings() -> Train:
     return Train(
-        steps=1_500, batch_size=64, learning_rate=2e-3, warmup=100, final_fraction=0.0, weight_decay=0.0, betas=(0.9, 0.99), ema=0.995,
-        evaluate_every=500, checkpoint_every=500,
+        steps=700, batch_size=64, learning_rate=1.5e-3, warmup=100, final_fraction=0.0, weight_decay=0.0, betas=(0.9, 0.99), ema=0.995,
+        evaluate_every=350, checkpoint_every=350,
     )  # fmt: skip
 
 
 def masked() -> MarkovRun:
-    """Masked diffusion, 0.6 M parameters."""
-    return MarkovRun(Discrete(backbone=TRUNK), _settings())
+    """Masked diffusion, 0.6 M parameters, trained on the unweighted cross-entropy, which is less noisy than the bound it is measured by."""
+    return MarkovRun(Discrete(backbone=TRUNK, objective=CrossEntropy(), shift=True), _settings())
 
 
 def autoregressive() -> MarkovRun:
