@@ -115,9 +115,17 @@ TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128)
 
 def _settings(learning_rate: float) -> Train:
     return Train(
-        steps=700, batch_size=64, learning_rate=learning_rate, warmup=100, final_fraction=0.0, weight_decay=0.0, betas=(0.9, 0.99), ema=0.995,
-        evaluate_every=350, checkpoint_every=350,
-    )  # fmt: skip
+        steps=700,
+        batch_size=64,
+        learning_rate=learning_rate,
+        warmup=100,
+        final_fraction=0.0,
+        weight_decay=0.0,
+        betas=(0.9, 0.99),
+        ema=0.995,
+        evaluate_every=350,
+        checkpoint_every=350,
+    )
 
 
 def masked() -> MarkovRun:

@@ -19,15 +19,15 @@ from textdiff.training.settings import Train
 
 TRUNK = TransformerConfig(width=128, layers=4, heads=4)
 TRAIN = Train(
-    steps=800,
+    steps=1_000,
     batch_size=16,
     learning_rate=3e-3,
     warmup=50,
     final_fraction=0.05,
     weight_decay=0.05,
     ema=0.99,
-    evaluate_every=200,
-    checkpoint_every=400,
+    evaluate_every=250,
+    checkpoint_every=500,
 )
 
 
