@@ -107,3 +107,11 @@ def test_second_run_is_locked_out_and_a_dead_owner_is_not_waited_for(tmp_path):
     (tmp_path / "run.lock").write_text("4194304")  # what a killed process leaves behind
     with run_lock(tmp_path):
         assert (tmp_path / "run.lock").read_text() == str(os.getpid())
+
+
+def test_folders_of_like_name_are_the_users(tmp_path):
+    kept = ["model", "model.old-baseline", "notes.tmp-x", "step-1.tmp-7"]
+    for name in [*kept, "model.tmp-7", "model.old-7", "step-00000003.tmp-7"]:
+        (tmp_path / name).mkdir()
+    remove_debris(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == kept

@@ -154,6 +154,8 @@ def test_resume_asks_for_the_same_run(accelerator, tmp_path):
         run(accelerator, tmp_path, quick(resume=True, seed=1))
     with pytest.raises(ValueError, match="training examples = 23, now it is 22"):
         run(accelerator, tmp_path, quick(resume=True), source=unequal_examples()[:-1])
+    with pytest.raises(ValueError, match=r"model\.dropout = 0\.0, now it is 0\.5"):
+        run(accelerator, tmp_path, quick(resume=True), TinyModel(dropout=0.5))
     with pytest.raises(ValueError, match="already at step 6"):
         run(accelerator, tmp_path, quick(resume=True, steps=5))
     assert run(accelerator, tmp_path, quick(resume=True, steps=8))[0] == 8
