@@ -4,7 +4,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "textdiff"
 # DESIGN: an import goes to a lower layer, or leftward inside its own.
 LAYERS = (
-    ("spec", "randomness", "vocab", "batch", "prediction"),
+    ("spec", "randomness", "vocab", "batch", "projection", "prediction"),
     ("schedules",),
     ("processes",),
     ("guidance",),

@@ -8,7 +8,8 @@ from torch import Tensor
 from tests.contracts import check_reproduced
 from textdiff.batch import Batch, Clean, Example, collate
 from textdiff.oracle import Markov, Oracle, mixed, total_variation
-from textdiff.processes.masked import ExactCount, Masked
+from textdiff.processes.exact_count import ExactCount
+from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
 from textdiff.schedules import LogLinear
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from textdiff import prediction
-from textdiff.prediction import Head, HeadPrediction, TablePrediction, TransformedPrediction, draw_categorical
+from textdiff import prediction, projection
+from textdiff.prediction import HeadPrediction, TablePrediction, TransformedPrediction, draw_categorical
+from textdiff.projection import Head, Tilt
 from textdiff.randomness import Rng
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 40, 10, 8, 33
@@ -16,7 +17,13 @@ BANNED = torch.tensor([3, 32])
 @pytest.fixture
 def chunked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes a chunk 7 rows long, so that every test size needs many and an incomplete last one."""
-    return lambda: monkeypatch.setattr(prediction, "chunk_rows", lambda vocabulary, device: 7)
+
+
+    def chunk() -> None:
+        for module in (prediction, projection):
+            monkeypatch.setattr(module, "chunk_rows", lambda vocabulary, device: 7)
+
+    return chunk
 
 
 def problem(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textdiff.batch import Batch
 from textdiff.prediction import Prediction, TablePrediction
-from textdiff.processes.masked import Masked
+from textdiff.processes.base import TokenProcess
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
@@ -84,20 +84,22 @@ class Markov:
 
 @dataclass(frozen=True)
 class Oracle:
-    """The exact denoiser of a source; with `uniform` > 0 its beliefs are mixed with that much of the uniform law, so that it is wrong."""
+    """The exact leave-one-out denoiser of a source under any token noise, made wrong on purpose in two ways: with `uniform` > 0 its
+    beliefs are mixed with that much of the uniform law, and as a `posterior` it lets each noisy token speak for itself."""
 
     source: Markov
-    process: Masked
+    process: TokenProcess
     uniform: float = 0.0
+    posterior: bool = False
 
     @classmethod
-    def of(cls, source: Markov, process: Masked) -> "Oracle":
+    def of(cls, source: Markov, process: TokenProcess) -> "Oracle":
         """The oracle of a process that is not bound to a vocabulary yet."""
         return cls(source, process.bind(source.vocab))
 
     def predictor(self, batch: Batch) -> "OraclePredictor":
         """The oracle bound to a batch; padding says nothing about the rest of its row."""
-        return OraclePredictor(self, batch.attend)
+        return OraclePredictor(self, batch.attend, batch.target)
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The tokens are their own state."""
@@ -106,11 +108,6 @@ class Oracle:
     def decode(self, x0: Tensor) -> Tensor:
         """The state is the tokens."""
         return x0
-
-    def likelihood(self, xt: Tensor, t: Tensor) -> Tensor:
-        """q(xt | x0 = v) up to a factor that v does not enter, (B, L, K): [MASK] says nothing and any other token says all."""
-        same = xt[..., None] == torch.arange(self.source.states, device=xt.device)
-        return (same | self.process.is_masked(xt)[..., None]).double()
 
 
 @dataclass(frozen=True)
@@ -122,19 +119,24 @@ class OraclePredictor:
 
     oracle: Oracle
     attend: Tensor  # (B, L) bool
+    target: Tensor  # (B, L) bool, everything else is known
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> TablePrediction:
         """Log-probabilities (B, L, K + 1) float64; [MASK] has none."""
         source, wrong = self.oracle.source, self.oracle.uniform
-        likelihood = self.oracle.likelihood(xt, t).masked_fill(~self.attend[..., None], 1.0)
+        known = (xt[..., None] == torch.arange(source.states, device=xt.device)).double()
+        likelihood = self.oracle.process.emission(xt, t, source.states).where(self.target[..., None], known)
+        likelihood = likelihood.masked_fill(~self.attend[..., None], 1.0)
         belief = _leave_one_out(source.initial.to(xt.device), source.transition.to(xt.device), likelihood)
+        if self.oracle.posterior:
+            belief = _normalised(belief * likelihood)
         if wrong > 0:
             belief = (1 - wrong) * belief + wrong / source.states
         return TablePrediction(torch.nn.functional.pad(belief.log(), (0, 1), value=-torch.inf))
 
     def rows(self, index: Tensor) -> "OraclePredictor":
         """The same for a subset of rows."""
-        return replace(self, attend=self.attend[index])
+        return replace(self, attend=self.attend[index], target=self.target[index])
 
 
 def _leave_one_out(initial: Tensor, transition: Tensor, likelihood: Tensor) -> Tensor:

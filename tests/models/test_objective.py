@@ -8,7 +8,7 @@ from textdiff.models.objective import Bound, CrossEntropy, Objective
 from textdiff.prediction import TablePrediction
 from textdiff.processes.base import Noised, Noising, UniformTime
 from textdiff.processes.left_to_right import LeftToRight
-from textdiff.processes.masked import ExactCount
+from textdiff.processes.exact_count import ExactCount
 from textdiff.randomness import Rng
 
 SEED, STEP = 4, 9

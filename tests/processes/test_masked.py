@@ -9,7 +9,8 @@ from tests.contracts import CONSTANT, DATA, OTHER, Enumeration, check_process
 from tests.test_schedules import SCHEDULES
 from textdiff.batch import Clean
 from textdiff.processes.base import Noised, UniformTime
-from textdiff.processes.masked import ExactCount, Masked
+from textdiff.processes.exact_count import ExactCount
+from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
 from textdiff.schedules import Cosine, Geometric, LogLinear, Schedule
 from textdiff.vocab import Vocab

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from textdiff.batch import Batch
-from textdiff.prediction import Head
+from textdiff.projection import Head
 from textdiff.vocab import Vocab
 
 
@@ -47,6 +47,8 @@ class Backbone(nn.Module):
 
     causal: bool
     max_length: int
+    self_conditioned: bool = False  # reads `previous`
+    labels: int = 0  # classes that `batch.source` may name
     trunk: Any = None  # the stock PreTrainedModel inside, for trunks that wrap one
 
     def init_weights(self, module: nn.Module) -> None:
@@ -56,8 +58,16 @@ class Backbone(nn.Module):
         """Masks, positions and encoder memory of a batch, computed once however often the trunk is then called."""
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor, context: Any, noise: Tensor | None = None, cache: KeyValueCache | None = None) -> Tensor:
-        """Hidden states (B, L, H); `noise` (B,) in [0, 1] is the noise level for trunks that take one."""
+    def forward(
+        self,
+        tokens: Tensor,
+        context: Any,
+        noise: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        previous: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states (B, L, H); `noise` (B,) or (B, L) in [0, 1] is the noise level, and `previous` (B, L, H) the mean embedding of the
+        prediction before, for trunks that take them."""
         raise NotImplementedError
 
     def head(self, banned: tuple[int, ...] = ()) -> Head:

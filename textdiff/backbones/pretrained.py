@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from textdiff.backbones import attention_masks, hub, leak
 from textdiff.backbones.base import Backbone, BackboneConfig, KeyValueCache, banned_ids
 from textdiff.batch import Batch
-from textdiff.prediction import Head
+from textdiff.projection import Head
 from textdiff.vocab import Vocab
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
@@ -143,7 +143,12 @@ class PretrainedBackbone(Backbone):
         return {kind: build(window if kind == "sliding_attention" else None) for kind in sorted(set(kinds))}
 
     def forward(
-        self, tokens: Tensor, context: PretrainedContext, noise: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens: Tensor,
+        context: PretrainedContext,
+        noise: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, H) as the output embedding reads them; stock trunks take no noise level.
 

@@ -14,7 +14,7 @@ from transformers import initialization as init
 from textdiff.backbones import attention_masks
 from textdiff.backbones.base import Backbone, BackboneConfig, KeyValueCache, banned_ids
 from textdiff.batch import Batch
-from textdiff.prediction import Head
+from textdiff.projection import Head
 from textdiff.vocab import Vocab
 
 _TIME_FEATURES = 256
@@ -31,6 +31,8 @@ class TransformerConfig(BackboneConfig):
     mlp_ratio: float = 4.0
     layer_norm: bool = False  # LayerNorm without bias instead of RMSNorm
     time_conditioning: bool = False  # adaLN on the noise level; masked diffusion does without
+    labels: int = 0  # > 0: `batch.source` (B, 1) is a class in [0, labels); where it is not attended to, or absent, the class is unknown
+    self_conditioning: bool = False  # reads the previous prediction too (Chen et al. 2022)
     encoder_layers: int = 0  # > 0: `batch.source` is encoded and cross-attended to
     tied: bool = True  # the head is the embedding
     dropout: float = 0.0
@@ -43,6 +45,8 @@ class TransformerConfig(BackboneConfig):
             raise ValueError(f"{sizes}: expected 1 or more of each")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}: each head rotates pairs of numbers")
+        if self.labels and self.encoder_layers:
+            raise ValueError("the batch's source is either a label or text to encode: set labels or encoder_layers, not both")
 
     def build(self, vocab: Vocab, causal: bool) -> "Transformer":
         return Transformer(self, vocab, causal)
@@ -55,12 +59,13 @@ class TransformerContext(NamedTuple):
     rotation: tuple[Tensor, Tensor]  # cos, sin (B, 1, L, head width)
     memory: Tensor | None  # (B, S, H)
     memory_mask: Tensor | None  # (B, 1, 1, S) bool
+    label: Tensor | None = None  # (B,) long
 
     def rows(self, index: Tensor) -> "TransformerContext":
         """The same for a subset of rows."""
         cos, sin = self.rotation
-        mask, memory, memory_mask = (None if x is None else x[index] for x in (self.mask, self.memory, self.memory_mask))
-        return TransformerContext(mask, (cos[index], sin[index]), memory, memory_mask)
+        mask, memory, memory_mask, label = (None if x is None else x[index] for x in (self.mask, *self[2:]))
+        return TransformerContext(mask, (cos[index], sin[index]), memory, memory_mask, label)
 
 
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -125,12 +130,12 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, context: TransformerContext, causal: bool, time: Tensor | None, cache: KeyValueCache | None, layer: int
     ) -> Tensor:
-        """(B, L, H) -> (B, L, H); `time` (B, H) is the embedded noise level."""
+        """(B, L, H) -> (B, L, H); `time` (B, 1, H), or (B, L, H) where tokens differ, is the embedded noise level."""
         if self.modulation is None or time is None:
             x = x + self.dropout(self.attention(self.attention_norm(x), context.mask, causal, context.rotation, None, cache, layer))
             x = self._cross(x, context)
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(time)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(time).chunk(6, dim=-1)
         h = self.attention_norm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * self.dropout(self.attention(h, context.mask, causal, context.rotation, None, cache, layer))
         x = self._cross(x, context)
@@ -153,12 +158,15 @@ class Transformer(Backbone):
     def __init__(self, config: TransformerConfig, vocab: Vocab, causal: bool) -> None:
         super().__init__()
         self.config, self.causal, self.max_length = config, causal, config.max_length
+        self.self_conditioned, self.labels = config.self_conditioning, config.labels
         self.embedding = nn.Embedding(vocab.size, config.width)
         self.blocks = nn.ModuleList(Block(config, config.encoder_layers > 0, config.time_conditioning) for _ in range(config.layers))
         self.encoder = nn.ModuleList(Block(config, False, False) for _ in range(config.encoder_layers))
         self.final_norm = _norm(config)
         self.encoder_norm = _norm(config) if config.encoder_layers else None
         self.output = None if config.tied else nn.Linear(config.width, vocab.size, bias=False)
+        self.label = nn.Embedding(config.labels + 1, config.width) if config.labels else None  # the last row: unknown
+        self.previous = nn.Linear(config.width, config.width, bias=False) if config.self_conditioning else None
         timed = config.time_conditioning
         self.time_mlp = (
             nn.Sequential(nn.Linear(_TIME_FEATURES, config.width), nn.SiLU(), nn.Linear(config.width, config.width), nn.SiLU())
@@ -183,6 +191,8 @@ class Transformer(Backbone):
             if module.modulation is not None:
                 init.zeros_(module.modulation.weight)
                 init.zeros_(module.modulation.bias)
+        if module is self and self.previous is not None:
+            init.zeros_(self.previous.weight)
 
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         width = self.config.width // self.config.heads
@@ -193,12 +203,25 @@ class Transformer(Backbone):
     def context(self, batch: Batch) -> TransformerContext:
         if batch.tokens.shape[1] > self.max_length:
             raise ValueError(f"{batch.tokens.shape[1]} tokens exceed the model's max_length of {self.max_length}: shorten the input")
-        if batch.source.shape[1] and not len(self.encoder):
-            raise ValueError("the batch has a source and the model no encoder: put the source before the target, or set encoder_layers")
+        if batch.source.shape[1] and not len(self.encoder) and not self.config.labels:
+            raise ValueError(
+                "the batch has a source and the model nothing to read it: put it before the target, or set encoder_layers or labels"
+            )
         mask = attention_masks.combined(batch.attend, batch.document, self.causal)
         rotation = self._rotation(attention_masks.positions(batch.document))
         memory, memory_mask = self._encode(batch) if len(self.encoder) else (None, None)
-        return TransformerContext(mask, rotation, memory, memory_mask)
+        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch))
+
+    def _labels(self, batch: Batch) -> Tensor | None:
+        """(B,) the class of each row, `labels` where it is unknown."""
+        classes = self.config.labels
+        if not classes:
+            return None
+        if batch.source.shape[1] == 0:
+            return batch.tokens.new_full((len(batch.tokens),), classes)
+        if batch.source.shape[1] > 1 or not 0 <= int(batch.source.min()) <= int(batch.source.max()) < classes:
+            raise ValueError(f"the source is {tuple(batch.source.shape)}, expected one label per row in 0 .. {classes - 1}")
+        return batch.source[:, 0].where(batch.source_attend[:, 0], classes)
 
     def _encode(self, batch: Batch) -> tuple[Tensor, Tensor]:
         source, attend = batch.source, batch.source_attend
@@ -214,7 +237,12 @@ class Transformer(Backbone):
         return self.encoder_norm(x), attention_masks.padding(attend)
 
     def forward(
-        self, tokens: Tensor, context: TransformerContext, noise: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens: Tensor,
+        context: TransformerContext,
+        noise: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        previous: Tensor | None = None,
     ) -> Tensor:
         time = None
         if self.time_mlp is not None:
@@ -226,6 +254,10 @@ class Transformer(Backbone):
             cos, sin = context.rotation
             context = context._replace(mask=None, rotation=(cos[:, :, columns], sin[:, :, columns]))
         x = self.embedding(tokens)
+        if self.label is not None:
+            x = x + self.label(context.label)[:, None]
+        if self.previous is not None and previous is not None:
+            x = x + self.previous(previous)
         for layer, block in enumerate(self.blocks):
             if self.config.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, context, self.causal, time, None, layer, use_reentrant=False)
@@ -241,8 +273,8 @@ class Transformer(Backbone):
 
 
 def _time_features(noise: Tensor) -> Tensor:
-    """cos | sin features (B, 256) of a noise level in [0, 1] scaled to the customary 0..1000."""
+    """cos | sin features (B, 1, 256), or (B, L, 256), of noise levels (B,) or (B, L) in [0, 1] scaled to the customary 0..1000."""
     half = _TIME_FEATURES // 2
     frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=noise.device, dtype=torch.float32) / half)
-    angle = 1000 * noise.float()[:, None] * frequency
+    angle = 1000 * (noise if noise.dim() == 2 else noise[:, None]).float()[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

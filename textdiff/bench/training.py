@@ -37,6 +37,7 @@ def _denoised(model: DiscreteDiffusionLM, batch: Batch, step: int) -> tuple[Nois
     assert isinstance(process, Masked)
     noised = model.spec.noising(process, batch.tokens, batch.target, batch.stratum, Rng(0, step, batch.sample_id))
     pred = model.predictor(batch)(noised.xt, noised.t)
+    assert isinstance(pred, HeadPrediction)
     weight = (noised.weight * process.rate(noised.t))[:, None].to(pred.hidden.dtype)
     return noised, pred, process.is_masked(noised.xt), weight
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from textdiff.batch import Batch, Clean
 from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.models.objective import Bound
-from textdiff.processes.masked import ExactCount, Masked
+from textdiff.processes.exact_count import ExactCount
+from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
 
 FEWEST_DRAWS = 4

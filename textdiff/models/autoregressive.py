@@ -14,8 +14,9 @@ from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.generation import Streamer, TextDiffusionGenerationConfig, TextDiffusionGenerationMixin, TextDiffusionOutput
-from textdiff.prediction import Head, HeadPrediction, Prediction
+from textdiff.prediction import HeadPrediction, Prediction
 from textdiff.processes.left_to_right import LeftToRight
+from textdiff.projection import Head
 from textdiff.randomness import Rng
 from textdiff.samplers.autoregressive import Autoregressive
 from textdiff.samplers.base import Sampler

@@ -13,9 +13,12 @@ from textdiff.batch import Batch, Clean
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.objective import Bound, Objective
-from textdiff.prediction import Head, HeadPrediction, Prediction
-from textdiff.processes.base import Noising, Process
-from textdiff.processes.masked import ExactCount, Masked
+from textdiff.models.parameterisation import LeaveOneOut, Parameterisation
+from textdiff.prediction import Prediction, Withheld
+from textdiff.processes.base import Noised, Noising, Predictor, Process
+from textdiff.processes.exact_count import ExactCount
+from textdiff.processes.masked import Masked
+from textdiff.projection import Head
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.base import Sampler
@@ -36,7 +39,13 @@ class Discrete(ModelSpec):
     backbone: BackboneConfig = field(default_factory=TransformerConfig)
     objective: Objective = Bound()
     noising: Noising = ExactCount()
+    parameterisation: Parameterisation = LeaveOneOut()
     shift: bool = False  # position l is read from the trunk's output at l - 1, as trunks that came from an AR model expect
+    label_dropout: float = 0.0  # chance that a row's label is hidden in training, so that the model can be asked without one too
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout is {self.label_dropout}, expected a chance in [0, 1]")
 
     def build(self, vocab: Vocab, backbone: Backbone | None = None) -> "DiscreteDiffusionLM":
         """The model with fresh weights, or around a trunk that already has them."""
@@ -51,14 +60,16 @@ class NetworkPredictor:
         self.model, self.context, self.head = model, context, head
         self.starts = starts  # (B, L) bool, the first position of each document
 
-    def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> HeadPrediction:
-        """Belief about x0; the trunk is told the noise level 1 - alpha(t), which means the same under every schedule."""
-        noise = 1 - self.model.process.schedule.alpha(t)
-        hidden = self.model.backbone(xt, self.context, noise)
-        if self.model.spec.shift:
-            # the first token of a document has no left neighbour in it and is read at its own, masked, position
+    def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
+        """Belief about x0; the trunk is told the noise level 1 - alpha(t), which means the same under every schedule, and where it can read
+        one the mean embedding of the `previous` belief."""
+        model = self.model
+        seen = previous.mean(self.head.weight) if previous is not None and model.backbone.self_conditioned else None
+        hidden = model.backbone(xt, self.context, 1 - model.process.alpha(t), previous=seen)
+        if model.spec.shift:
+            # the first token of a document has no left neighbour in it and is read at its own, noisy, position
             hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
-        return HeadPrediction(hidden, self.head)
+        return model.spec.parameterisation(hidden, self.head, model.process, xt, t)
 
     def rows(self, index: Tensor) -> "NetworkPredictor":
         """The same for a subset of rows."""
@@ -96,14 +107,25 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
 
     def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
         clean, rng = Clean(batch.tokens, batch.tokens), Rng(seed, step, batch.sample_id)
+        if self.spec.label_dropout and self.backbone.labels:
+            told = rng.uniform("label", ()) >= self.spec.label_dropout
+            batch = batch._replace(source_attend=batch.source_attend & told[:, None])
         noised = self.spec.noising(self.process, clean.x, batch.target, batch.stratum, rng)
-        pred = self.predictor(batch)(noised.xt, noised.t)
+        predict = self.predictor(batch)
+        pred = predict(noised.xt, noised.t, self._first_guess(predict, noised, rng))
         nats, bound = self.spec.objective(self.process, pred, clean, noised, batch.target)
         return Loss(nats.sum(), batch.target.sum(), bound.sum(), {})
 
     @torch.no_grad()
+    def _first_guess(self, predict: Predictor, noised: Noised, rng: Rng) -> Prediction | None:
+        """For trunks that read a previous belief: their own without one, in half of the rows (Chen et al. 2022)."""
+        if not self.backbone.self_conditioned:
+            return None
+        return Withheld(predict(noised.xt, noised.t), rng.uniform("self_condition", ()) < 0.5)
+
+    @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
-        """One draw of the bound by exact mask counts."""
+        """One draw of the bound by exact counts of noised tokens."""
         clean = Clean(batch.tokens, batch.tokens)
         stratum = torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
         noised = ExactCount()(self.process, clean.x, batch.target, stratum, rng)

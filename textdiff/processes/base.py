@@ -5,8 +5,9 @@ A process owns the maths of one corruption: prior, marginal, bound and reverse s
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, Self, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from textdiff.batch import Batch, Clean
@@ -53,8 +54,13 @@ class Noised(NamedTuple):
     """A corrupted batch: `nelbo_at(...) * weight` has the bound as its expectation."""
 
     xt: Tensor  # X
-    t: Tensor  # (B,) float64
-    weight: Tensor  # (B,) float64
+    t: Tensor  # (B,) or (B, L) float64
+    weight: Tensor  # (B,) or (B, L) float64; nan where times are drawn from a part of [0, 1] only, so that no bound can be given
+
+
+def per_token(t: Tensor) -> Tensor:
+    """Times (B,) as (B, 1), times (B, L) as they are."""
+    return t if t.dim() == 2 else t[:, None]
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,22 @@ class Process:
     def bind(self, vocab: Vocab) -> Self:
         """The same process with the ids of a vocabulary filled in; raises ValueError when the vocabulary lacks one it needs."""
         raise NotImplementedError
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Signal left at time t, 1 at t = 0."""
+        return self.schedule.alpha(t)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        """d alpha / dt."""
+        return self.schedule.dalpha(t)
+
+    def time_of(self, alpha: Tensor) -> Tensor:
+        """The time at which the signal is alpha."""
+        return self.schedule.inverse(alpha)
+
+    def span(self, length: int) -> int:
+        """How many neighbouring positions share one time, in a row of `length`."""
+        return length
 
     def prior(self, like: Tensor, rng: Rng) -> Tensor:
         """Pure noise x1 in the shape of `like`."""
@@ -88,8 +110,53 @@ class Process:
         raise NotImplementedError
 
     def changes(self, xt: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor | None:
-        """The positions (B, L) that `step` with the same `rng` would change, when that is known without a prediction; else None."""
+        """The only positions (B, L) that `step` with the same `rng` can change, when that is known without a prediction; else None."""
         return None
+
+    def settled(self, xt: Tensor) -> Tensor:
+        """(B, L) bool: positions that no later step can change."""
+        return torch.zeros(xt.shape[:2], dtype=torch.bool, device=xt.device)
+
+
+class TokenProcess(Process):
+    """Noise that acts on each token by itself: q(xt | x0) = alpha_t 1[xt = x0] + b_t[xt], with noise b_t of mass 1 - alpha_t."""
+
+    clean_costs: ClassVar[bool] = False  # whether the bound charges for tokens that noise did not touch
+
+    def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        """x0 with the `touched` positions (B, L) drawn anew from the noise b_t / (1 - alpha_t)."""
+        raise NotImplementedError
+
+    def prior(self, like: Tensor, rng: Rng) -> Tensor:
+        return self.touch(like, torch.ones_like(like, dtype=torch.bool), torch.ones(len(like), device=like.device), rng)
+
+    def corrupt(self, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        touched = rng.uniform("corrupt", x0.shape[1:]) >= self.alpha(per_token(t))
+        return self.touch(x0, touched, t, rng)
+
+    def cross_entropy(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """-log p(x0 | xt) of each token by itself, (B, L) nats, zero off `where`."""
+        raise NotImplementedError
+
+    def weight(self, clean: Clean, xt: Tensor, t: Tensor) -> Tensor:
+        """The weight of a token's divergence in the continuous bound, (B, L) float64: what objectives clip or replace."""
+        raise NotImplementedError
+
+    def emission(self, xt: Tensor, t: Tensor, states: int) -> Tensor:
+        """q(xt | x0 = v) for v = 0 .. states - 1, up to a factor that v does not enter, (B, L, states) float64."""
+        raise NotImplementedError
+
+    def surprise(self, xt: Tensor, t: Tensor) -> Tensor:
+        """log q(xt | x0 = xt) - log b_t[xt], (B, L) float64: what the token seen says for itself, 0 where noise never draws it."""
+        raise NotImplementedError
+
+    def log_ratio(self, pred: Prediction, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """log p(xt = j) - log p(xt) of each position given the others, (N, V): the scores of SEDD (Lou et al. 2024); 0 at j = xt."""
+        raise NotImplementedError
+
+    def log_posterior(self, pred: Prediction, xt: Tensor, t: Tensor, s: Tensor, where: Tensor) -> Tensor:
+        """log p(xs | xt) of each position, (N, V), normalised: for guidance that needs the whole law; `step` never makes it."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -101,10 +168,19 @@ class Noising:
         raise NotImplementedError
 
 
-def stratified(rng: Rng, stratum: Tensor) -> Tensor:
-    """One uniform number per row, one row per slot of the global batch: (slot + u) / size, (B,) float64 in (0, 1)."""
-    slot, size = stratum.unbind(1)
-    return (slot + rng.uniform("time", ())) / size
+def stratified(rng: Rng, stratum: Tensor, spans: int = 1) -> Tensor:
+    """Uniform numbers (B, spans) float64 in [0, 1): those of one span fall into one slot of the global batch each, (slot + u) / size,
+    and those of one row are spread over its spans."""
+    slot, size = stratum.double().unbind(1)
+    place = (slot[:, None] + rng.uniform("time", (spans,))) / size[:, None]
+    return (place + torch.arange(spans, device=place.device) / spans) % 1.0
+
+
+def spread(values: Tensor, length: int, size: int) -> Tensor:
+    """Numbers of each span of `size` (B, spans) as numbers of the tokens (B, L), or (B,) when the row is one span."""
+    if values.shape[1] == 1:
+        return values[:, 0]
+    return values.repeat_interleave(size, 1)[:, :length]
 
 
 @dataclass(frozen=True)
@@ -114,6 +190,8 @@ class UniformTime(Noising):
     t_min: float = 1e-3
 
     def __call__(self, process: Process, x0: Tensor, target: Tensor, stratum: Tensor, rng: Rng) -> Noised:
-        t = self.t_min + (1 - self.t_min) * stratified(rng, stratum)
+        length = x0.shape[1]
+        size = process.span(length)
+        t = spread(self.t_min + (1 - self.t_min) * stratified(rng, stratum, -(-length // size)), length, size)
         xt = process.corrupt(x0, t, rng).where(target, x0)
         return Noised(xt, t, t.new_full(t.shape, 1 - self.t_min))

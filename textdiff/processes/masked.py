@@ -12,19 +12,14 @@ import torch
 from torch import Tensor
 
 from textdiff.batch import Clean
-from textdiff.prediction import Prediction
-from textdiff.processes.base import Noised, Noising, Predict, Process, stratified
+from textdiff.prediction import Prediction, ScorePrediction
+from textdiff.processes.base import Predict, TokenProcess, per_token
 from textdiff.randomness import Rng
-from textdiff.schedules import clamped
 from textdiff.vocab import Vocab
 
 
-def _per_token(t: Tensor) -> Tensor:
-    return t if t.dim() == 2 else t[:, None]
-
-
 @dataclass(frozen=True)
-class Masked(Process):
+class Masked(TokenProcess):
     """Tokens become [MASK]; `mask_id` is filled in by `bind`."""
 
     mask_id: int = -1
@@ -38,12 +33,8 @@ class Masked(Process):
         """(B, L) bool: the [MASK] positions."""
         return xt == self.mask_id
 
-    def prior(self, like: Tensor, rng: Rng) -> Tensor:
-        return torch.full_like(like, self.mask_id)
-
-    def corrupt(self, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
-        hidden = rng.uniform("corrupt", x0.shape[1:]) >= self.schedule.alpha(_per_token(t))
-        return x0.masked_fill(hidden, self.mask_id)
+    def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        return x0.masked_fill(touched, self.mask_id)
 
     def rate(self, t: Tensor) -> Tensor:
         """-alpha' / (1 - alpha): the weight of the cross-entropy at time t; exactly 1/t for the log-linear schedule with eps = 0."""
@@ -52,8 +43,8 @@ class Masked(Process):
     def nelbo_at(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor, s: Tensor | None = None) -> Tensor:
         """MDLM eq. 10 (continuous) and eq. 8 (bin); in the first bin s = 0 the weight is 1, so that bin is the reconstruction term too."""
         asked = where & self.is_masked(xt)
-        log_prob = pred.log_prob(clean.tokens, asked)
-        weight = self.rate(_per_token(t)) if s is None else self._reveal_probability(_per_token(t), _per_token(s))
+        log_prob = _log_prob(pred, clean.tokens, asked)
+        weight = self.rate(per_token(t)) if s is None else self._reveal_probability(per_token(t), per_token(s))
         nats = torch.zeros(xt.shape, dtype=log_prob.dtype, device=xt.device)
         weight = weight.expand(xt.shape)[asked].to(log_prob.dtype)  # elsewhere it may be infinite: at t = 0 nothing is masked
         return nats.masked_scatter(asked, -log_prob * weight)
@@ -79,8 +70,44 @@ class Masked(Process):
         return xt.masked_scatter(revealed, pred.draw(revealed, rng)[0])
 
     def changes(self, xt: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        chance = self._reveal_probability(_per_token(t), _per_token(s))
+        chance = self._reveal_probability(per_token(t), per_token(s))
         return self.is_masked(xt) & (rng.uniform("reveal", xt.shape[1:]) < chance)
+
+    def settled(self, xt: Tensor) -> Tensor:
+        return ~self.is_masked(xt)
+
+    def cross_entropy(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """That of the masked tokens; the others are known."""
+        asked = where & self.is_masked(xt)
+        log_prob = pred.log_prob(clean.tokens, asked)
+        return torch.zeros(xt.shape, dtype=log_prob.dtype, device=xt.device).masked_scatter(asked, -log_prob)
+
+    def weight(self, clean: Clean, xt: Tensor, t: Tensor) -> Tensor:
+        return torch.where(self.is_masked(xt), self.rate(per_token(t)), 0.0)
+
+    def emission(self, xt: Tensor, t: Tensor, states: int) -> Tensor:
+        same = xt[..., None] == torch.arange(states, device=xt.device)
+        return (same | self.is_masked(xt)[..., None]).double()
+
+    def surprise(self, xt: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
+
+    def log_posterior(self, pred: Prediction, xt: Tensor, t: Tensor, s: Tensor, where: Tensor) -> Tensor:
+        chance = self._reveal_probability(per_token(t), per_token(s)).expand(xt.shape)[where][:, None]
+        logits = pred.logits(where)
+        revealed = logits.log_softmax(-1) + chance.log().to(logits.dtype)
+        table = revealed.index_copy(-1, xt.new_tensor([self.mask_id]), (-chance).log1p().to(logits.dtype))
+        known = torch.full_like(logits, -torch.inf).scatter_(-1, xt[where][:, None], 0.0)
+        return table.where(self.is_masked(xt)[where][:, None], known)
+
+    def log_ratio(self, pred: Prediction, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
+        """log p_j + log(alpha / (1 - alpha)) at a [MASK]; a known token has no other past than itself: -inf."""
+        alpha = self.schedule.alpha(per_token(t)).expand(xt.shape)[where][:, None]
+        logits = pred.logits(where)
+        log_y = logits - pred.offset if isinstance(pred, ScorePrediction) else logits.log_softmax(-1)
+        scores = log_y + (alpha / (1 - alpha)).log()
+        scores = scores.where(self.is_masked(xt)[where][:, None], -torch.inf)
+        return scores.scatter(-1, xt[where][:, None], 0.0)
 
     def _reveal_probability(self, t: Tensor, s: Tensor) -> Tensor:
         alpha_t, alpha_s = self.schedule.alpha(t), self.schedule.alpha(s)
@@ -89,31 +116,10 @@ class Masked(Process):
         return (alpha_s - alpha_t) / (1 - alpha_t)
 
 
-@dataclass(frozen=True)
-class ExactCount(Noising):
-    """Mask exactly k of a row's n target positions, k uniform on 1..n and stratified over the global batch, weight n / k.
-
-    The same expectation as uniform time on the whole of [0, 1], with less variance and no cut at either end (LLaDA, appendix A).
-    """
-
-    def __call__(self, process: Process, x0: Tensor, target: Tensor, stratum: Tensor, rng: Rng) -> Noised:
-        if not isinstance(process, Masked):
-            raise ValueError(f"ExactCount counts [MASK] tokens and {type(process).__name__} has none: use UniformTime")
-        n = target.sum(1)
-        k = (stratified(rng, stratum) * n).floor().long().clamp(max=n - 1) + 1
-        return self.with_count(process, x0, target, k, rng)
-
-    @staticmethod
-    def with_count(process: Masked, x0: Tensor, target: Tensor, k: Tensor, rng: Rng) -> Noised:
-        """Mask `k` (B,) of each row's targets, chosen uniformly, at the time the network is to believe.
-
-        Given k the noise level 1 - alpha of uniform time is Beta(k, n - k + 1), which is the law of the k-th smallest of n uniforms.
-        """
-        uniform = rng.uniform("corrupt", x0.shape[1:]).masked_fill(~target, 2.0)
-        ordered, index = uniform.sort(1)
-        chosen = torch.zeros_like(target).scatter(1, index, torch.arange(x0.shape[1], device=x0.device) < k[:, None])
-        xt = x0.masked_fill(target & chosen, process.mask_id)
-        level = ordered.gather(1, (k - 1).clamp_min(0)[:, None])[:, 0].masked_fill(k < 1, 0.5)  # a row without targets has no level
-        n, k = target.sum(1).double(), k.double()
-        t = process.schedule.inverse(clamped(1 - level))
-        return Noised(xt, t, n / k.clamp_min(1) / process.rate(t))
+def _log_prob(pred: Prediction, tokens: Tensor, asked: Tensor) -> Tensor:
+    """log p_x; of a score model log y_x + 1 - sum_j y_j, at most the log-probability of y normalised: with the scores
+    s_j = y_j alpha / (1 - alpha) this makes the bound SEDD's score entropy."""
+    if not isinstance(pred, ScorePrediction):
+        return pred.log_prob(tokens, asked)
+    log_y, log_total = pred.scores(tokens[..., None], asked)
+    return log_y[:, 0] + 1 - log_total.exp()

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from textdiff.batch import Batch
+from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Canvas, Sampler, require_steps, start
@@ -17,7 +18,7 @@ from textdiff.samplers.base import Canvas, Sampler, require_steps, start
 class Ancestral(Sampler):
     """`steps` equal steps from t = 1 to t = 0; its law is the denoiser's as steps grow.
 
-    When the process knows beforehand which positions a step changes, only rows with such a position are run through the network,
+    When the process knows beforehand which positions a step can change, only rows with such a position are run through the network,
     and the vocabulary is projected at those positions only: the same law for a fraction of the work.
     """
 
@@ -33,6 +34,7 @@ class Ancestral(Sampler):
         canvas, known, target = start(denoiser, batch, rng)
         predictor, process = denoiser.predictor(batch), denoiser.process
         yield canvas
+        previous: Prediction | None = None
         times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64, device=known.device)
         for i, (t, s) in enumerate(pairwise(times)):
             step_rng, rows_t, rows_s = rng.draw(i), t.expand(len(known)), s.expand(len(known))
@@ -42,9 +44,10 @@ class Ancestral(Sampler):
             x = canvas.x
             if len(index):
                 xt, rows_t, rows_s = x[index], rows_t[index], rows_s[index]
-                pred = predictor.rows(index)(xt, rows_t)
+                pred = predictor.rows(index)(xt, rows_t, previous if len(index) == len(known) else None)
+                previous = pred
                 xs = process.step(pred, xt, rows_t, rows_s, step_rng.rows(index))
                 x = x.index_copy(0, index, xs.where(target[index], known[index]))
-            settled = canvas.settled if changes is None else canvas.settled | (changes & target)
+            settled = ~target | process.settled(x)
             canvas = Canvas(x, float(s), canvas.nfe + rows, settled if s > 0 else torch.ones_like(settled))
             yield canvas
