@@ -7,7 +7,7 @@ from torch import Tensor
 
 from textdiff import prediction, projection
 from textdiff.prediction import HeadPrediction, TablePrediction, TransformedPrediction, draw_categorical
-from textdiff.projection import Head, Tilt
+from textdiff.projection import Head
 from textdiff.randomness import Rng
 
 ROWS, LENGTH, WIDTH, VOCABULARY = 40, 10, 8, 33

@@ -204,10 +204,10 @@ def test_a_time_conditioned_trunk_is_told_the_noise_level_and_uses_it() -> None:
     told: list[Tensor] = []
     forward: Callable[..., Tensor] = model.backbone.forward
 
-    def watch(tokens: Tensor, context: object, noise: Tensor | None = None, cache: object = None) -> Tensor:
+    def watch(tokens: Tensor, context: object, noise: Tensor | None = None, cache: object = None, previous: object = None) -> Tensor:
         assert noise is not None
         told.append(noise)
-        return forward(tokens, context, noise, cache)
+        return forward(tokens, context, noise, cache, previous)
 
     model.backbone.forward = watch
     batch = Batch.of(torch.full((2, 3), MASK))

@@ -1,14 +1,17 @@
 import pytest
 import torch
 
-from tests.models.tiny import MASK, TEXT, diffusion, logits, ragged
+from tests.models.tiny import MASK, TEXT, VOCAB, diffusion, logits, ragged, trunk
 from textdiff.batch import Clean
 from textdiff.models.discrete import DiscreteDiffusionLM
-from textdiff.models.objective import Bound, CrossEntropy, Objective
+from textdiff.models.objective import Bound, BoundAndCrossEntropy, Clipped, CrossEntropy, Dynamic, Objective
 from textdiff.prediction import TablePrediction
-from textdiff.processes.base import Noised, Noising, UniformTime
-from textdiff.processes.left_to_right import LeftToRight
+from textdiff.processes.base import Noised, Noising, Process, UniformTime
 from textdiff.processes.exact_count import ExactCount
+from textdiff.processes.hybrid import Hybrid
+from textdiff.processes.left_to_right import LeftToRight
+from textdiff.processes.masked import Masked
+from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 
 SEED, STEP = 4, 9
@@ -69,8 +72,54 @@ def test_a_row_without_targets_adds_nothing_to_loss_or_gradient(objective: Objec
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
-def test_cross_entropy_refuses_a_process_without_masks() -> None:
+def test_objectives_over_tokens_refuse_a_process_without_noise_over_tokens() -> None:
     tokens = torch.zeros(1, 2, dtype=torch.long)
     noised = Noised(tokens, torch.ones(1), torch.ones(1))
-    with pytest.raises(ValueError, match="LeftToRight needs the Bound objective"):
+    with pytest.raises(ValueError, match="LeftToRight is none: use Bound"):
         CrossEntropy()(LeftToRight(), TablePrediction(torch.zeros(1, 2, 3)), Clean(tokens, tokens), noised, tokens == 0)
+    with pytest.raises(ValueError, match="Masked is not a Hybrid"):
+        diffusion(objective=Dynamic())(ragged(), SEED, STEP)
+
+
+FAMILY = {"masked": Masked(), "uniform": Uniform(), "hybrid": Hybrid(share=0.3)}
+each_process = pytest.mark.parametrize("process", FAMILY.values(), ids=FAMILY)
+
+
+@each_process
+@pytest.mark.parametrize(
+    "objective", [CrossEntropy(), Clipped(1.5), BoundAndCrossEntropy()], ids=lambda objective: type(objective).__name__
+)
+def test_every_objective_reports_the_bound_beside_its_loss(process: Process, objective: Objective) -> None:
+    options = {"process": process, "backbone": trunk(time_conditioning=True)}
+    found, plain = (diffusion(objective=chosen, **options)(ragged(), SEED, STEP) for chosen in (objective, Bound()))
+    torch.testing.assert_close(found.nelbo, plain.total.detach())
+    assert abs(float(found.total.detach() - plain.total.detach())) > 1e-3
+
+
+@each_process
+def test_clipped_is_the_bound_where_no_weight_exceeds_the_limit(process: Process) -> None:
+    """With equal times and no limit reached, the loss is the integrand itself, without the factor of importance sampling."""
+    batch, model = ragged(), diffusion(process=process, noising=UniformTime(), backbone=trunk(time_conditioning=True))
+    bound = model(batch, SEED, STEP).total
+    loose = diffusion(process=process, noising=UniformTime(), objective=Clipped(1e12), backbone=trunk(time_conditioning=True))
+    torch.testing.assert_close(loose(batch, SEED, STEP).total * (1 - UniformTime().t_min), bound)
+    tight = diffusion(process=process, noising=UniformTime(), objective=Clipped(1e-3), backbone=trunk(time_conditioning=True))
+    assert 0 < float(tight(batch, SEED, STEP).total) < 1e-2 * float(bound)
+
+
+def test_dynamic_weighs_masks_by_two_other_noise_by_one_and_clean_tokens_by_their_signal() -> None:
+    """Against the divergences of the bound divided by GIDD's weights, written out."""
+    process = Hybrid(share=0.4).bind(VOCAB)
+    t, n, peak = 0.3, len(process.ids), 2 * 0.4 / 0.6
+    clean = torch.tensor([[1, 2, 3]])
+    xt = torch.tensor([[MASK, 5, 3]])
+    pred = TablePrediction(torch.randn(1, 3, 11, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    pred.table[..., TEXT:] = -torch.inf
+    noised, where = Noised(xt, torch.tensor([t], dtype=torch.float64), torch.ones(1, dtype=torch.float64)), xt >= 0
+    loss, bound = Dynamic()(process, pred, Clean(clean, clean), noised, where)
+    c = peak * (t * (1 - t)) ** 0.5
+    rate = c + (1 - t) * peak / 2 * (1 - 2 * t) / (t * (1 - t)) ** 0.5
+    weight = torch.tensor([1 / (t * (1 - t)), rate / ((1 - t) * c), rate / n / ((1 - t) * (1 - t + c / n))], dtype=torch.float64)
+    signal = (1 - t) / (t + c)  # alpha / (1 - alpha)
+    wanted = torch.tensor([2.0, 1.0, min(2.0, peak / n * signal**0.5)], dtype=torch.float64)
+    torch.testing.assert_close(loss[0], bound[0] / weight * wanted)
