@@ -14,7 +14,7 @@ LAYERS = (
     ("published", "data"),
     ("evaluation", "viewer"),
     ("training",),
-    ("", "bench", "report", "recipe", "commands", "cli"),  # "" is the package itself, whose lazy names reach everywhere
+    ("", "bench", "plots", "report", "recipe", "commands", "cli"),  # "" is the package itself, whose lazy names reach everywhere
 )
 ORDER = {name: (layer, place) for layer, names in enumerate(LAYERS) for place, name in enumerate(names)}
 TOP = (len(LAYERS), 0)  # where a part without a layer stands, until `test_every_part_has_a_layer` is told of it

@@ -18,7 +18,6 @@ BANNED = torch.tensor([3, 32])
 def chunked(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """Makes a chunk 7 rows long, so that every test size needs many and an incomplete last one."""
 
-
     def chunk() -> None:
         for module in (prediction, projection):
             monkeypatch.setattr(module, "chunk_rows", lambda vocabulary, device: 7)

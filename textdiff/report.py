@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,6 +20,7 @@ from textdiff.data.streaming import StreamBlocks
 from textdiff.evaluation.likelihood import Likelihood
 from textdiff.evaluation.ngram import Trigram, Unigram, nats_per_token
 from textdiff.models.base import LanguageModel
+from textdiff.plots import curves
 
 _LABEL = 8  # columns of a line's label
 
@@ -44,16 +45,14 @@ class Report:
         if not isinstance(data.train, StreamBlocks):  # counting n-grams needs the whole text
             for name, kind in (("unigram", Unigram), ("trigram", Trigram)):
                 baselines[name] = nats_per_token(kind(data.train, model.vocab), data.validation, model.vocab)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-        table.add_column("validation", no_wrap=True)
-        for column in ("nats/token", "perplexity", "bits/byte", "kind"):
-            table.add_column(column, justify="right" if column == "perplexity" else "left", no_wrap=True)
+        table = _likelihood_table()
         for name, nats in baselines.items():
             bits = nats / result.nats_per_token * result.bits_per_byte
             table.add_row(name, f"{nats:.4f}", f"{math.exp(nats):.2f}", f"{bits:.4f}", "exact")
-        nats_shown = f"{result.nats_per_token:.4f} ± {result.standard_error:.4f}"
-        bits_shown = f"{result.bits_per_byte:.4f} ± {result.bits_per_byte_error:.4f}"
-        table.add_row(type(model).__name__, nats_shown, f"{result.perplexity:.2f}", bits_shown, result.kind)
+        own = Standing(self.out, result.as_dict())
+        others = rivals(self.out, data.description, result)
+        for standing in sorted([own, *others], key=lambda found: float(found.validation["nats_per_token"])):
+            table.add_row(*standing.row, style="bold" if standing is own else "")
         self.console.print()
         self.console.print(table, crop=False, soft_wrap=True)
         self.console.print()
@@ -62,6 +61,8 @@ class Report:
         print_labelled(self.console, "counted", f"after {steps:,} steps: {counted}; ± is one standard error over sequences")
         numbers: dict[str, Any] = {"data": data.description, "steps": steps, "baselines": baselines, "validation": result.as_dict()}
         (self.out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        if self.shown and curves(self.out / "curves.png", [own.folder, *(other.folder for other in others)], baselines):
+            print_labelled(self.console, "curves", str(self.out / "curves.png"))
 
     def samples(self, model: LanguageModel, data: Data, count: int, tokens: int, steps: int) -> None:
         """Texts from the model's default sampler, each begun as a validation example is: with BOS, or with its prompt."""
@@ -89,6 +90,44 @@ class Report:
         self.console.print()
         print_labelled(self.console, "wrote", f"{self.out}/ in {seconds:.0f} s", "model/ samples.txt results.json log.jsonl recipe.yaml")
         print_labelled(self.console, "next", f"textdiff generate {self.out} --prompt 'The '", f"textdiff perplexity {self.out} --data FILE")
+
+
+class Standing(NamedTuple):
+    """One run's likelihood in a table of several."""
+
+    folder: Path
+    validation: dict[str, Any]  # Likelihood.as_dict()
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The cells of the table."""
+        found = {name: math.nan if value is None else value for name, value in self.validation.items()}
+        nats = f"{found['nats_per_token']:.4f} ± {found['standard_error']:.4f}"
+        bits = f"{found['bits_per_byte']:.4f} ± {found['bits_per_byte_error']:.4f}"
+        return self.folder.resolve().name, nats, f"{found['perplexity']:.2f}", bits, str(found["kind"])
+
+
+def rivals(out: Path, data: str, result: Likelihood) -> list[Standing]:
+    """Finished runs beside `out` that were scored on the same tokens of the same data by the same rules."""
+    counted, found = ("tokens", "text_bytes", "sequences", "rules"), []
+    for path in sorted(out.resolve().parent.glob("*/results.json")):
+        try:
+            recorded = json.loads(path.read_text())
+            validation = recorded["validation"]
+            same = recorded["data"] == data and all(validation[name] == getattr(result, name) for name in counted)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # another kind of run, or one that was cut off
+        if same and path.parent != out.resolve():
+            found.append(Standing(path.parent, validation))
+    return found
+
+
+def _likelihood_table() -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    table.add_column("validation", no_wrap=True)
+    for column in ("nats/token", "perplexity", "bits/byte", "kind"):
+        table.add_column(column, justify="right" if column == "perplexity" else "left", no_wrap=True)
+    return table
 
 
 def print_labelled(console: Console, label: str, *lines: str) -> None:

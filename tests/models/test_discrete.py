@@ -264,3 +264,62 @@ def test_padding_ids_beyond_the_tokenizer_are_never_sampled() -> None:
     model = diffusion()
     sampled = model.default_sampler(5).sample(model, Batch.of(torch.zeros(200, 8, dtype=torch.long)), Rng(0, 0, torch.arange(200)))
     assert int(sampled.max()) < TEXT <= PAD
+
+
+def test_a_label_reaches_the_prediction_and_its_absence_is_one_more_class() -> None:
+    model = diffusion(backbone=trunk(labels=3))
+    tokens = torch.full((5, 3), MASK)
+    source, told = torch.tensor([[0], [1], [2], [1], [0]]), torch.tensor([[True], [True], [True], [False], [False]])
+    batch = Batch.of(tokens, source=source, source_attend=told)
+    hidden = model.predictor(batch)(tokens, torch.full((5,), 0.5)).hidden
+    assert len({tuple(row) for row in hidden[:4, 0].tolist()}) == 4
+    torch.testing.assert_close(hidden[3], hidden[4])  # what is hidden says nothing
+    unlabelled = model.predictor(Batch.of(tokens))(tokens, torch.full((5,), 0.5)).hidden
+    torch.testing.assert_close(unlabelled[0], hidden[3])
+    torch.testing.assert_close(model.predictor(batch).rows(torch.tensor([2, 0]))(tokens[:2], torch.full((2,), 0.5)).hidden, hidden[[2, 0]])
+    with pytest.raises(ValueError, match=r"expected one label per row in 0 \.\. 2"):
+        model.predictor(Batch.of(tokens, source=torch.full((5, 1), 3)))
+
+
+def test_label_dropout_hides_the_labels_of_that_share_of_rows() -> None:
+    rows = 4000
+    model, told = diffusion(backbone=trunk(labels=2), label_dropout=0.25), []
+    context: Callable[..., object] = model.backbone.context
+    model.backbone.context = lambda batch: told.append(batch.source_attend) or context(batch)
+    model(Batch.of(torch.ones(rows, 1, dtype=torch.long), source=torch.ones(rows, 1, dtype=torch.long)), seed=0, step=0)
+    assert abs(float(told[0].double().mean()) - 0.75) < 4.5 * (0.1875 / rows) ** 0.5
+
+
+def test_a_self_conditioned_trunk_reads_the_mean_embedding_of_its_last_belief() -> None:
+    """Fresh weights ignore it (zero init); afterwards the input is embedding + previous(softmax(logits) E)."""
+    model = diffusion(backbone=trunk(self_conditioning=True))
+    batch, t = Batch.of(torch.tensor([ROW])), torch.full((1,), 0.5)
+    xt = torch.tensor([[MASK, 5, MASK]])
+    predict = model.predictor(batch)
+    first = predict(xt, t)
+    second = predict(xt, t, first)
+    mean = first.logits().softmax(-1) @ model.backbone.embedding.weight
+    torch.testing.assert_close(first.mean(model.backbone.embedding.weight), mean)
+    expected = model.backbone(xt, model.backbone.context(batch), None, previous=mean)
+    torch.testing.assert_close(second.hidden, expected)
+    assert not torch.allclose(second.hidden, first.hidden)
+    model.backbone.previous.weight.data.zero_()
+    torch.testing.assert_close(predict(xt, t, first).hidden, first.hidden)
+
+
+def test_half_of_the_rows_train_with_their_own_first_belief() -> None:
+    model, batch = diffusion(backbone=trunk(self_conditioning=True)), repeated(2000)
+    seen: list[Tensor] = []
+    forward: Callable[..., Tensor] = model.backbone.forward
+
+    def watch(*args: object, previous: Tensor | None = None) -> Tensor:
+        if previous is not None:
+            seen.append(previous)
+        return forward(*args, previous=previous)
+
+    model.backbone.forward = watch
+    loss = model(batch, seed=0, step=0)
+    share = (seen[0].abs().sum((1, 2)) > 0).double().mean()
+    assert abs(float(share) - 0.5) < 4.5 * (0.25 / 2000) ** 0.5
+    loss.total.backward()
+    assert float(model.backbone.previous.weight.grad.abs().sum()) > 0
