@@ -5,11 +5,13 @@ and prints how far its likelihood, exact or bound, stands above the exact block 
 
     python recipes/markov.py autoregressive
     python recipes/markov.py masked
+    python recipes/markov.py uniform
+    python recipes/markov.py hybrid
 """
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -26,6 +28,8 @@ from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.discrete import Discrete
 from textdiff.models.objective import CrossEntropy
 from textdiff.oracle import Markov
+from textdiff.processes.hybrid import Hybrid
+from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 from textdiff.training.loop import train
 from textdiff.training.session import session
@@ -111,6 +115,7 @@ def _gap(model: LanguageModel, source: Markov, test: Sequences, draws: int) -> t
 
 
 TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128)
+TIMED = replace(TRUNK, time_conditioning=True)
 
 
 def _settings(learning_rate: float) -> Train:
@@ -133,10 +138,20 @@ def masked() -> MarkovRun:
     return MarkovRun(Discrete(backbone=TRUNK, objective=CrossEntropy(), shift=True), _settings(2e-3))
 
 
+def uniform() -> MarkovRun:
+    """Uniform noise, 0.9 M parameters: the trunk is told the noise level."""
+    return MarkovRun(Discrete(process=Uniform(), backbone=TIMED, objective=CrossEntropy(), shift=True, curriculum=0.3), _settings(2e-3))
+
+
+def hybrid() -> MarkovRun:
+    """Masks with some uniform noise, 0.9 M parameters."""
+    return MarkovRun(Discrete(process=Hybrid(), backbone=TIMED, objective=CrossEntropy(), shift=True, curriculum=0.3), _settings(2e-3))
+
+
 def autoregressive() -> MarkovRun:
     """The autoregressive twin, 0.6 M parameters."""
     return MarkovRun(AutoregressiveSpec(backbone=TRUNK), _settings(1.5e-3))
 
 
 if __name__ == "__main__":
-    run_presets({"masked": masked, "autoregressive": autoregressive}, run, __doc__)
+    run_presets({preset.__name__: preset for preset in (masked, uniform, hybrid, autoregressive)}, run, __doc__)

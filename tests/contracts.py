@@ -5,7 +5,7 @@ States, posteriors, reverse steps and bounds follow from it here by brute force,
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy
 import torch
@@ -14,8 +14,7 @@ from torch import Tensor
 from textdiff.batch import Batch, Clean, Example, collate
 from textdiff.oracle import Markov, Oracle
 from textdiff.prediction import TablePrediction
-from textdiff.processes.base import Process
-from textdiff.processes.masked import Masked
+from textdiff.processes.base import Process, TokenProcess
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Sampler
 from textdiff.schedules import Schedule
@@ -64,6 +63,10 @@ class Enumeration:
         ratio = (1 - self.noise(t).sum()) / (1 - self.noise(s).sum())
         noise = self.noise(t) - ratio * self.noise(s)
         return ratio * torch.eye(len(noise), dtype=torch.float64) + noise
+
+    def pure(self) -> Tensor:
+        """The law of noise, (V,)."""
+        return self.noise(1.0) / self.noise(1.0).sum()
 
     def cells(self, t: float) -> tuple[Tensor, Tensor, Tensor]:
         """All pairs (x0, xt) that can occur: ids (N, 2) each, and their probability (N,)."""
@@ -116,11 +119,16 @@ class Enumeration:
 
 def check_process(process: Process, noise: Callable[[float], Tensor]) -> None:
     """The contract of a token process bound to ids 0, 1, 2 (data) and perhaps more; `noise(t)` is its b_t (V,) float64."""
-    _check_corruption(process, noise)
-    _check_step(process, noise)
-    _check_bound(process, noise)
-    _check_bin(process, noise)
-    _check_numerics(process, noise)
+    check_enumerated(process, Enumeration(noise))
+
+
+def check_enumerated(process: Process, truth: Enumeration) -> None:
+    """The same for noise that is described by an enumeration of its own."""
+    _check_corruption(process, truth)
+    _check_step(process, truth)
+    _check_bound(process, truth)
+    _check_bin(process, truth)
+    _check_numerics(process, replace(truth, belief=OTHER))
 
 
 def _check_frequencies(ids: Tensor, exact: Tensor) -> None:
@@ -134,8 +142,7 @@ def _check_frequencies(ids: Tensor, exact: Tensor) -> None:
     assert bool(((frequency - exact).abs() <= slack).all()), float(((frequency - exact).abs() / slack).max())
 
 
-def _check_corruption(process: Process, noise: Callable[[float], Tensor], repetitions: int = 4000) -> None:
-    truth = Enumeration(noise)
+def _check_corruption(process: Process, truth: Enumeration, repetitions: int = 4000) -> None:
     x0 = torch.cartesian_prod(torch.arange(STATES), torch.arange(STATES))
     rows = x0.repeat_interleave(repetitions, 0)
     rng = Rng(0, 0, torch.arange(len(rows)))
@@ -143,13 +150,11 @@ def _check_corruption(process: Process, noise: Callable[[float], Tensor], repeti
         xt = process.corrupt(rows, torch.full((len(rows),), t, dtype=torch.float64), rng.draw(i))
         q = truth.forward(t)
         _check_frequencies(xt.view(len(x0), repetitions, 2), q[x0[:, 0], :, None] * q[x0[:, 1], None, :])
-    pure = noise(1.0) / noise(1.0).sum()
-    _check_frequencies(process.prior(rows, rng)[None], (pure[:, None] * pure)[None])
+    _check_frequencies(process.prior(rows, rng)[None], (truth.pure()[:, None] * truth.pure())[None])
 
 
-def _check_step(process: Process, noise: Callable[[float], Tensor], repetitions: int = 4000) -> None:
+def _check_step(process: Process, truth: Enumeration, repetitions: int = 4000) -> None:
     """Given each xt, both tokens of xs follow the exact reverse law, independently: so every marginal of law(t) becomes that of law(s)."""
-    truth = Enumeration(noise)
     for i, (t, s) in enumerate(((0.9, 0.6), (0.5, 0.45), (0.3, 0.05))):
         reverse = truth.reverse(t, s)
         xt = torch.unique(truth.cells(t)[1], dim=0)
@@ -160,34 +165,32 @@ def _check_step(process: Process, noise: Callable[[float], Tensor], repetitions:
         _check_frequencies(xs.view(len(xt), repetitions, 2), first[:, :, None] * second[:, None, :])
 
 
-def _check_bound(process: Process, noise: Callable[[float], Tensor], start: float = 0.05, end: float = 0.95) -> None:
+def _check_bound(process: Process, exact: Enumeration, start: float = 0.05, end: float = 0.95) -> None:
     """Over [start, end] the bound is E KL(q || p) at `start` minus that at `end`, for any consistent belief; on all of [0, 1] it is the
     entropy for the true belief, ln K per token for constant logits, and more than the entropy for any other belief."""
-    exact = Enumeration(noise)
     for belief in (DATA, OTHER, CONSTANT):
-        truth = Enumeration(noise, belief=belief)
+        truth = replace(exact, belief=belief)
         bound = truth.integral(process, start, end)
         assert abs(bound - (truth.divergence(start) - truth.divergence(end))) < 1e-7
         if belief is not DATA:
             assert bound > exact.integral(process, start, end) + 1e-3
 
 
-def _check_bin(process: Process, noise: Callable[[float], Tensor]) -> None:
+def _check_bin(process: Process, exact: Enumeration) -> None:
     """At every cell the bin (s, t) is KL( q(xs | xt, x0) || p(xs | xt) )."""
     for belief in (DATA, OTHER):
-        truth = Enumeration(noise, belief=belief)
+        truth = replace(exact, belief=belief)
         t, s = 0.6, 0.3
         x0, xt, _ = truth.cells(t)
         posterior = truth.forward(s)[x0] * truth.transition(t, s).T[xt]  # (N, 2, V)
         posterior = posterior / posterior.sum(-1, keepdim=True)
         model = truth.reverse(t, s)[:, xt[:, 0], xt[:, 1]].permute(1, 2, 0)
-        exact = (torch.xlogy(posterior, posterior) - torch.xlogy(posterior, model.where(posterior > 0, 1.0))).sum(-1)
-        torch.testing.assert_close(truth.nelbo(process, t, s)[0], exact, rtol=1e-9, atol=1e-10)
+        kl = (torch.xlogy(posterior, posterior) - torch.xlogy(posterior, model.where(posterior > 0, 1.0))).sum(-1)
+        torch.testing.assert_close(truth.nelbo(process, t, s)[0], kl, rtol=1e-9, atol=1e-10)
 
 
-def _check_numerics(process: Process, noise: Callable[[float], Tensor]) -> None:
+def _check_numerics(process: Process, truth: Enumeration) -> None:
     """Nats are zero off `where` and the same for t (B,) and (B, L); float32 is near float64; bfloat16 stays finite."""
-    truth = Enumeration(noise, belief=OTHER)
     x0, xt, _ = truth.cells(0.4)
     where = torch.arange(2 * len(x0)).view(-1, 2) % 3 > 0
     t = torch.full((len(x0),), 0.4, dtype=torch.float64)
@@ -203,10 +206,10 @@ def _check_numerics(process: Process, noise: Callable[[float], Tensor]) -> None:
         torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-4)
         assert bool(truth.nelbo(process, time, dtype=torch.bfloat16)[0].isfinite().all())
     xs = process.step(truth.prediction(xt, 0.4, torch.bfloat16), xt, t, t / 2, Rng(2, 0, torch.arange(len(xt))))
-    assert bool(((xs >= 0) & (xs < len(noise(0.4)))).all())
+    assert bool(((xs >= 0) & (xs < truth.forward(0.4).shape[1])).all())
 
 
-def check_sampler(sampler: Sampler, process: Masked, rows: int = 3000) -> None:
+def check_sampler(sampler: Sampler, process: TokenProcess, rows: int = 3000) -> None:
     """Known tokens stay, no mask is left, a seed fixes the tokens, a ragged batch equals its rows one by one; and where `law` is
     "exact" or "limit", the oracle's source is reproduced (a limit to 0.5 % of the pair law: give it steps enough)."""
     # Not stationary: under a stationary law all masked positions tie, and rounding, which depends on the batch, would break the ties.

@@ -15,7 +15,7 @@ from textdiff.schedules import (
     OneMinusCosine,
     Polynomial,
     Schedule,
-    clamped,
+    inside,
 )
 
 SCHEDULES = [
@@ -58,6 +58,6 @@ def test_signal_at_half_time_is_the_formula_of_the_paper(schedule: Schedule, hal
     assert float(schedule.alpha(torch.tensor(0.5))) == pytest.approx(half, rel=1e-12)
 
 
-def test_clamped_keeps_signal_off_both_ends_and_leaves_the_middle_alone() -> None:
-    alpha = torch.tensor([0.0, 1e-5, 0.3, 1.0], dtype=torch.float64)
-    assert clamped(alpha).tolist() == [1e-4, 1e-4, 0.3, 1 - 1e-4]
+def test_inside_keeps_times_off_both_ends_and_leaves_the_middle_alone() -> None:
+    times = torch.tensor([0.0, 1e-12, 0.3, 1.0], dtype=torch.float64)
+    assert inside(times).tolist() == [1e-9, 1e-9, 0.3, 1 - 1e-9]

@@ -88,7 +88,7 @@ def test_classes_outside_the_trusted_packages_are_never_imported(path: str) -> N
 
 
 @pytest.mark.parametrize(
-    "path", ["textdiff.schedules.clamped", "textdiff.schedules.Nothing", "textdiff.nowhere.Nothing", "textdiff.randomness.Rng"]
+    "path", ["textdiff.schedules.inside", "textdiff.schedules.Nothing", "textdiff.nowhere.Nothing", "textdiff.randomness.Rng"]
 )
 def test_what_is_not_a_dataclass_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match=r"not a dataclass|cannot be imported"):

@@ -1,8 +1,8 @@
 """textdiff: train, adapt, sample and fairly compare text diffusion language models and their autoregressive rivals.
 
 Layers, each importing only from those before it:
-spec randomness vocab batch prediction | schedules | processes | guidance | samplers | backbones | models oracle | data | evaluation |
-training | recipe cli bench. Recipes import textdiff, never the reverse.
+spec randomness vocab batch projection prediction | schedules | processes | guidance | samplers | backbones | models oracle | data |
+evaluation | training | bench plots report recipe commands cli. Recipes import textdiff, never the reverse.
 
 Words: `x0, xt` clean and noisy state; `t` in [0, 1], 0 = clean; `alpha` signal left; `target` positions to noise, generate and score;
 `where` positions asked for; `known` clean state held fixed; `nats, nll, nelbo, loss` per-token cost, total, a bound on it, what is
@@ -28,6 +28,13 @@ _PUBLIC = {
     "AutoregressiveLM": "textdiff.models.autoregressive",
     "TransformerConfig": "textdiff.backbones.transformer",
     "Masked": "textdiff.processes.masked",
+    "Uniform": "textdiff.processes.uniform",
+    "Hybrid": "textdiff.processes.hybrid",
+    "Matrix": "textdiff.processes.matrix",
+    "Block": "textdiff.processes.block",
+    "ClassifierFree": "textdiff.guidance.classifier_free",
+    "PromptMasked": "textdiff.guidance.classifier_free",
+    "Filters": "textdiff.guidance.filters",
     "Ancestral": "textdiff.samplers.ancestral",
     "FirstHitting": "textdiff.samplers.first_hitting",
     "Autoregressive": "textdiff.samplers.autoregressive",
@@ -37,6 +44,19 @@ _PUBLIC = {
     "RandomOrder": "textdiff.samplers.confidence",
     "Threshold": "textdiff.samplers.confidence",
     "EntropyBound": "textdiff.samplers.confidence",
+    "Capped": "textdiff.samplers.remasking",
+    "Rescaled": "textdiff.samplers.remasking",
+    "ConfidenceBased": "textdiff.samplers.remasking",
+    "Loop": "textdiff.samplers.remasking",
+    "ForwardBackward": "textdiff.samplers.remasking",
+    "Psi": "textdiff.samplers.remasking",
+    "Gibbs": "textdiff.samplers.corrector",
+    "RandomPositions": "textdiff.samplers.corrector",
+    "LeastConfident": "textdiff.samplers.corrector",
+    "Analytic": "textdiff.samplers.rates",
+    "Euler": "textdiff.samplers.rates",
+    "TauLeaping": "textdiff.samplers.rates",
+    "Blockwise": "textdiff.samplers.blockwise",
     "likelihood": "textdiff.evaluation.likelihood",
     "Batch": "textdiff.batch",
     "Vocab": "textdiff.vocab",

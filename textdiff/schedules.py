@@ -10,12 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_LEAST = 1e-4  # the one place where a signal level is kept off 0 and 1: float32 losses lose their digits beyond it
+_LEAST = 1e-9
 
 
-def clamped(alpha: Tensor, least: float = _LEAST) -> Tensor:
-    """Signal levels kept inside [1e-4, 1 - 1e-4], where every loss is finite and accurate in float32, or as near the ends as `least`."""
-    return alpha.clamp(least, 1 - least)
+def inside(t: Tensor) -> Tensor:
+    """Times kept in [1e-9, 1 - 1e-9]: the one place where they are kept off the ends, at which rates are infinite or a clock stands still.
+
+    No nearer limit is needed: of a bound only the sums over the vocabulary are float32, everything else is float64.
+    """
+    return t.clamp(_LEAST, 1 - _LEAST)
 
 
 @dataclass(frozen=True)

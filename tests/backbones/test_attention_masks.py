@@ -53,8 +53,48 @@ def test_blocks_are_opened_futures() -> None:
 
 def test_every_row_of_every_mask_sees_itself() -> None:
     nothing = torch.zeros(1, LENGTH).bool()
-    for mask in (masks.combined(nothing, DOCUMENT[2:], False), masks.stock(nothing, DOCUMENT[2:], True, 1)):
-        assert torch.equal(mask[0, 0], torch.eye(LENGTH).bool())
+    for mask in (
+        masks.combined(nothing, DOCUMENT[2:], False),
+        masks.stock(nothing, DOCUMENT[2:], True, 1),
+        masks.blockwise(nothing, DOCUMENT[2:], 3),
+        masks.noisy_and_clean(nothing, DOCUMENT[2:], 1),
+    ):
+        assert torch.equal(mask[0, 0], torch.eye(mask.shape[-1]).bool())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
+@pytest.mark.parametrize("first", [0, 1, 6])
+def test_blockwise_queries_see_their_own_and_earlier_blocks(size: int, first: int) -> None:
+    expected = torch.zeros(3, 1, LENGTH, LENGTH, dtype=torch.bool)
+    for b, q, k in itertools.product(range(3), range(LENGTH), range(LENGTH)):
+        readable = bool(ATTEND[b, k]) and bool(DOCUMENT[b, q] == DOCUMENT[b, k])
+        expected[b, 0, q, k] = q == k or (k // size <= q // size and readable)
+    assert torch.equal(masks.blockwise(ATTEND, DOCUMENT, size, first), expected[:, :, first:])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 9])
+def test_noisy_blocks_see_themselves_and_clean_ones_before_them(size: int) -> None:
+    expected = torch.zeros(3, 1, 2 * LENGTH, 2 * LENGTH, dtype=torch.bool)
+    for b, q, k in itertools.product(range(3), range(2 * LENGTH), range(2 * LENGTH)):
+        (query, query_is_clean), (key, key_is_clean) = ((i % LENGTH, i >= LENGTH) for i in (q, k))
+        if key_is_clean:
+            allowed = key // size <= query // size if query_is_clean else key // size < query // size
+        else:
+            allowed = not query_is_clean and key // size == query // size
+        readable = bool(ATTEND[b, key]) and bool(DOCUMENT[b, query] == DOCUMENT[b, key])
+        expected[b, 0, q, k] = q == k or (allowed and readable)
+    assert torch.equal(masks.noisy_and_clean(ATTEND, DOCUMENT, size), expected)
+
+
+def test_rows_that_nothing_tells_apart_share_one_mask() -> None:
+    attend, document = torch.ones(4, 5).bool(), torch.zeros(4, 5).long()
+    for mask, single in (
+        (masks.blockwise(attend, document, 2), masks.blockwise(attend[:1], document[:1], 2)),
+        (masks.noisy_and_clean(attend, document, 2), masks.noisy_and_clean(attend[:1], document[:1], 2)),
+    ):
+        assert mask.shape[0] == 4
+        assert mask.stride(0) == 0  # the rows are one piece of memory
+        assert torch.equal(mask[3], single[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from textdiff.backbones.base import KeyValueCache
+from textdiff.backbones import attention_masks
+from textdiff.backbones.base import FinishedCache, KeyValueCache
 from textdiff.backbones.transformer import Transformer, TransformerConfig
 from textdiff.batch import Batch
 from textdiff.vocab import Vocab
@@ -87,6 +88,45 @@ def test_reading_with_a_cache_equals_reading_at_once(
     assert cache.length == LENGTH
 
 
+@pytest.mark.parametrize("config", [TINY, replace(TINY, time_conditioning=True, encoder_layers=1, gradient_checkpointing=True)])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_blocks_read_after_finished_ones_come_out_as_in_whole_rows(
+    config: TransformerConfig, training: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Packed and padded rows, two blocks of 3 and one token; each cache is read from twice, a draft and then the real tokens."""
+    backbone, tokens = built(config).to(dtype).train(training), rows(2)
+    document = torch.tensor([[1, 1, 2, 2, 2, 2, 2], [1, 1, 1, 1, 1, 0, 0]])
+    source = rows(2, 4, seed=9) if config.encoder_layers else None
+    batch = Batch.of(tokens, attend=document > 0, document=document, source=source)
+    context, noise = backbone.context(batch), torch.tensor([0.3, 0.8])
+    parts, layers = [], []
+    with torch.no_grad():
+        everything = torch.arange(LENGTH)
+        whole = backbone(tokens, context.at(everything, attention_masks.blockwise(batch.attend, document, 3)), noise)
+        for start in (0, 3, 6):
+            stop = min(start + 3, LENGTH)
+            mask = attention_masks.blockwise(batch.attend[:, :stop], document[:, :stop], 3, start)
+            here = context.at(everything[start:stop], mask)
+            backbone(rows(2, stop - start, seed=4), here, noise, FinishedCache(layers))
+            cache = FinishedCache(layers)
+            assert cache.length == start
+            parts.append(backbone(tokens[:, start:stop], here, noise, cache))
+            assert cache.length == stop
+            layers = cache.layers
+    torch.testing.assert_close(torch.cat(parts, dim=1)[batch.attend], whole[batch.attend], atol=tolerance, rtol=tolerance)
+
+
+def test_a_context_is_read_at_any_columns() -> None:
+    """A row read twice side by side, each half seeing itself alone, is the row twice."""
+    backbone, batch = built(), Batch.of(rows(2))
+    half = torch.arange(2 * LENGTH) // LENGTH
+    context = backbone.context(batch).at(torch.arange(LENGTH).repeat(2), (half[:, None] == half).expand(2, 1, -1, -1))
+    with torch.no_grad():
+        both = backbone(batch.tokens.repeat(1, 2), context)
+    torch.testing.assert_close(both, hidden(backbone, batch).repeat(1, 2, 1))
+
+
 def test_time_is_ignored_at_initialisation_and_heard_after() -> None:
     backbone, batch = built(replace(TINY, time_conditioning=True), std=None), Batch.of(rows(2))
     early, late = torch.tensor([0.1, 0.1]), torch.tensor([0.9, 0.9])
@@ -102,11 +142,19 @@ def test_time_is_ignored_at_initialisation_and_heard_after() -> None:
         hidden(backbone, batch)
 
 
-def test_blocks_are_the_identity_while_their_gates_are_zero() -> None:
-    backbone, batch = built(replace(TINY, time_conditioning=True), std=None), Batch.of(rows(2))
+def test_fresh_modulations_change_nothing_and_a_closed_gate_leaves_the_identity() -> None:
+    timed, plain = (built(replace(TINY, time_conditioning=on), std=None) for on in (True, False))
+    plain.load_state_dict(timed.state_dict(), strict=False)
+    batch, noise = Batch.of(rows(2)), torch.tensor([0.3, 0.7])
+    torch.testing.assert_close(hidden(timed, batch, noise), hidden(plain, batch))
+    width = TINY.width
+    for block in timed.blocks:
+        assert block.modulation is not None
+        for gate in (2, 5):
+            block.modulation.bias.data[gate * width : (gate + 1) * width] = -1
     with torch.no_grad():
-        expected = backbone.final_norm(backbone.embedding(batch.tokens))
-    torch.testing.assert_close(hidden(backbone, batch, torch.tensor([0.3, 0.7])), expected)
+        expected = timed.final_norm(timed.embedding(batch.tokens))
+    torch.testing.assert_close(hidden(timed, batch, noise), expected)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -164,7 +212,7 @@ def test_gradient_checkpointing_gives_equal_gradients(options: dict[str, object]
 
 
 def test_a_source_without_an_encoder_is_refused() -> None:
-    with pytest.raises(ValueError, match="no encoder"):
+    with pytest.raises(ValueError, match="nothing to read it"):
         built().context(Batch.of(rows(2), source=rows(2, 4, seed=1)))
 
 

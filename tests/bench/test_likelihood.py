@@ -9,8 +9,8 @@ import torch
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.bench.likelihood import StratifiedCounts, bernoulli, variance_ratio
-from textdiff.evaluation.mask_counts import MaskCounts
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
+from textdiff.models.mask_counts import MaskCounts
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 

@@ -85,7 +85,7 @@ class Given(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.vocab = autoregressive().vocab
 
-    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
+    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
         return ((batch.tokens - 1.5) * batch.target).double().sum(1)
 
 

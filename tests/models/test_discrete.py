@@ -10,8 +10,11 @@ from torch import Tensor
 from tests.models.tiny import MASK, PAD, TEXT, VOCAB, diffusion, logits, lone, ragged, trunk
 from textdiff.batch import Batch, Clean
 from textdiff.models.discrete import DiscreteDiffusionLM
-from textdiff.processes.base import UniformTime
+from textdiff.processes.base import Process, UniformTime
+from textdiff.processes.block import Block
+from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
+from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 from textdiff.schedules import Cosine
 from textdiff.vocab import Vocab
@@ -323,3 +326,24 @@ def test_half_of_the_rows_train_with_their_own_first_belief() -> None:
     assert abs(float(share) - 0.5) < 4.5 * (0.25 / 2000) ** 0.5
     loss.total.backward()
     assert float(model.backbone.previous.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("process", [Uniform(), Hybrid()], ids=["uniform", "hybrid"])
+def test_a_curriculum_begins_as_masked_diffusion_and_ends_as_its_own_process(process: Process) -> None:
+    """Until its part of the run is over the loss is that of the same weights as a masked model, and no bound is reported."""
+    timed = trunk(time_conditioning=True)
+    model, masked = (
+        diffusion(process=kind, backbone=timed, **options) for kind, options in ((process, {"curriculum": 0.5}), (Masked(), {}))
+    )
+    plain, batch = diffusion(process=process, backbone=timed), ragged()
+    early, late = (model(batch, seed=0, step=0, progress=progress) for progress in (0.49, 0.5))
+    torch.testing.assert_close(early.total, masked(batch, seed=0, step=0).total)
+    assert bool(early.nelbo.isnan())
+    torch.testing.assert_close(late.total, plain(batch, seed=0, step=0).total)
+    torch.testing.assert_close(late.nelbo, plain(batch, seed=0, step=0).nelbo)
+
+
+def test_masks_and_blocks_refuse_a_curriculum_of_masks() -> None:
+    for process in (Masked(), Block(Uniform())):
+        with pytest.raises(ValueError, match=r"curriculum is 0\.5"):
+            diffusion(process=process, curriculum=0.5)

@@ -6,11 +6,13 @@ from textdiff.batch import Clean
 from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.models.objective import Bound, BoundAndCrossEntropy, Clipped, CrossEntropy, Dynamic, Objective
 from textdiff.prediction import TablePrediction
-from textdiff.processes.base import Noised, Noising, Process, UniformTime
+from textdiff.processes.base import Bins, Noised, Noising, Process, UniformTime
 from textdiff.processes.exact_count import ExactCount
 from textdiff.processes.hybrid import Hybrid
+from textdiff.processes.kernels import Absorbing
 from textdiff.processes.left_to_right import LeftToRight
 from textdiff.processes.masked import Masked
+from textdiff.processes.matrix import Matrix
 from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 
@@ -123,3 +125,37 @@ def test_dynamic_weighs_masks_by_two_other_noise_by_one_and_clean_tokens_by_thei
     signal = (1 - t) / (t + c)  # alpha / (1 - alpha)
     wanted = torch.tensor([2.0, 1.0, min(2.0, peak / n * signal**0.5)], dtype=torch.float64)
     torch.testing.assert_close(loss[0], bound[0] / weight * wanted)
+
+
+@each_process
+def test_bins_train_the_t_step_bound(process: Process) -> None:
+    """With the same noise the loss is steps times the KL of each row's bin; weights of continuous time are refused."""
+    options = {"process": process, "backbone": trunk(time_conditioning=True), "noising": Bins(steps=5)}
+    batch, model = ragged(), diffusion(**options)
+    noised = Bins(steps=5)(model.process, batch.tokens, batch.target, batch.stratum, Rng(SEED, STEP, batch.sample_id))
+    assert noised.s is not None
+    torch.testing.assert_close((noised.t - noised.s) * 5, torch.ones(4, dtype=torch.float64))
+    pred = model.predictor(batch)(noised.xt, noised.t)
+    nats = model.process.nelbo_at(pred, Clean(batch.tokens, batch.tokens), noised.xt, noised.t, batch.target, noised.s)
+    loss = model(batch, SEED, STEP)
+    torch.testing.assert_close(loss.total, 5 * nats.sum())
+    torch.testing.assert_close(loss.nelbo, loss.total.detach())
+    with pytest.raises(ValueError, match="the times are bins"):
+        diffusion(**options, objective=Clipped())(batch, SEED, STEP)
+
+
+def test_a_matrix_model_trains_and_is_measured_by_bins() -> None:
+    """D3PM-absorbing and masked diffusion are one process: the same noise, the same weights, the same T-step loss."""
+    batch = ragged()
+    explicit, plain = (
+        diffusion(process=kind, noising=Bins(steps=7), objective=BoundAndCrossEntropy())
+        for kind in (Matrix(kernel=Absorbing()), Masked())
+        for process in (Matrix(kernel=Absorbing()), Masked())
+    )
+    draws = torch.stack([torch.stack([model(batch, SEED, step).total for step in range(300)]) for model in (explicit, plain)]).detach()
+    difference = draws.mean(1).diff().abs()
+    assert float(difference) < 4.5 * float((draws.var(1) / 300).sum().sqrt())
+    nats = torch.stack([explicit.nll(batch, Rng(k, 0, batch.sample_id)) for k in range(300)])
+    counted = torch.stack([plain.nll(batch, Rng(k, 0, batch.sample_id)) for k in range(300)])
+    error = ((nats.sum(1).var() + counted.sum(1).var()) / 300).sqrt()
+    assert abs(float(nats.sum(1).mean() - counted.sum(1).mean())) < 4.5 * float(error)

@@ -6,6 +6,7 @@ import numpy
 from numpy.typing import NDArray
 
 Vector = NDArray[numpy.longdouble]
+SHARE = 0.3  # of uniform noise in hybrids
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,22 @@ def belief(size: int, banned: tuple[int, ...] = (), seed: int = 0, sharpness: fl
     weight = numpy.exp(numpy.random.default_rng(seed).normal(size=size).astype(numpy.longdouble) * sharpness)
     weight[list(banned)] = 0
     return weight / weight.sum()
+
+
+def uniform_moment(t: float, size: int, x: int, z: int) -> Moment:
+    """alpha = 1 - t over all ids."""
+    p = belief(size, seed=x)
+    return Moment(1 - t, numpy.full_like(p, numpy.longdouble(t) / size), 1 / (size * (1 - t)), x, z, p)
+
+
+def hybrid_moment(t: float, size: int, x: int, z: int) -> Moment:
+    """GIDD with gamma = 1; the mask is the last id."""
+    t = numpy.longdouble(t)
+    n, k = size - 1, numpy.longdouble(2 * SHARE) / (1 - numpy.longdouble(SHARE))
+    c = k * numpy.sqrt(t * (1 - t))
+    slope = k * (1 - 2 * t) / (2 * numpy.sqrt(t * (1 - t)))
+    p = belief(size, banned=(size - 1,), seed=x)
+    noise = numpy.full_like(p, c / n / (1 + c))
+    noise[-1] = t / (1 + c)
+    rate = 1 / ((1 + c) * (1 - t)) if z == size - 1 else (c + (1 - t) * slope) / (n * (1 + c) * (1 - t))
+    return Moment((1 - t) / (1 + c), noise, rate, x, z, p)

@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 
 from tests.contracts import check_sampler
+from tests.samplers.enumerated import HYBRID, UNIFORM, Case, run
 from tests.samplers.watched import CHAIN, PAIR, Watched, assert_law, blank, oracle, pair_law
-from textdiff.oracle import Markov, total_variation
+from textdiff.oracle import Markov, Oracle, total_variation
+from textdiff.processes.base import TokenProcess
+from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
+from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.schedules import Cosine, LogLinear, Schedule
@@ -41,8 +45,28 @@ def test_many_steps_reproduce_the_joint_law() -> None:
     assert_law(Ancestral(steps=400).sample(oracle(PAIR), blank(rows, 2), Rng(0, 0, torch.arange(rows))), pair_law())
 
 
-def test_keeps_the_contract() -> None:
-    check_sampler(Ancestral(steps=200), Masked(), rows=1000)
+@pytest.mark.parametrize("process", [Masked(), Uniform(), Hybrid(share=0.3)], ids=["masked", "uniform", "hybrid"])
+def test_keeps_the_contract(process: TokenProcess) -> None:
+    check_sampler(Ancestral(steps=200), process, rows=1000)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("case", [UNIFORM, HYBRID], ids=["uniform", "hybrid"])
+def test_the_law_of_few_steps_under_other_noise_is_the_enumerated_one(case: Case, steps: int) -> None:
+    exact = run(case.prior(), [case.reverse(i / steps, (i - 1) / steps) for i in range(steps, 0, -1)])
+    assert_law(Ancestral(steps=steps).sample(case.oracle, blank(40_000, 2), Rng(steps, 0, torch.arange(40_000))), exact)
+
+
+@pytest.mark.parametrize("process", [Uniform(), Hybrid(share=0.3)], ids=["uniform", "hybrid"])
+def test_tokens_change_more_than_once_and_calls_are_counted(process: TokenProcess) -> None:
+    rows, steps = 40, 30
+    watched = Watched(Oracle.of(CHAIN, process))
+    canvases = list(Ancestral(steps=steps).trajectory(watched, blank(rows, 7), Rng(0, 0, torch.arange(rows))))
+    mask = CHAIN.states
+    changes = torch.stack([(a.x != b.x) & (a.x != mask) for a, b in pairwise(canvases)]).sum(0)
+    assert int(changes.max()) > 1
+    assert int(canvases[-1].nfe.sum()) == sum(len(call.xt) for call in watched.calls) < rows * steps
+    assert not any(bool(canvas.settled.any()) for canvas in canvases[:-1])
 
 
 def test_only_rows_that_change_are_run_and_only_changing_positions_projected() -> None:
@@ -67,23 +91,24 @@ def test_times_are_equal_steps_from_one_to_zero() -> None:
     assert [canvas.t for canvas in canvases] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-def markov_distance(sequences: int, length: int, steps: int) -> list[tuple[float, float]]:
+def markov_distance(sequences: int, length: int, steps: int, process: TokenProcess) -> list[tuple[float, float]]:
     """Total variation of the pair law at distance 1, 2 and 8: of sampled sequences, and of true ones."""
     source, ids = Markov.random(16, length, seed=3), torch.arange(sequences)
-    samples = Ancestral(steps=steps).sample(oracle(source), blank(sequences, length), Rng(0, 0, ids))
+    samples = Ancestral(steps=steps).sample(Oracle.of(source, process), blank(sequences, length), Rng(0, 0, ids))
     true = source.sample(sequences, Rng(1, 0, ids))
     return [(total_variation(samples, source, d), total_variation(true, source, d)) for d in (1, 2, 8)]
 
 
 def test_source_of_sixteen_states_is_reproduced() -> None:
-    for sampled, true in markov_distance(400, 16, 300):
+    for sampled, true in markov_distance(400, 16, 300, Masked()):
         assert sampled < 1.3 * true
 
 
 @pytest.mark.slow
-def test_long_source_of_sixteen_states_is_reproduced_as_closely_as_true_samples_do() -> None:
-    distances = markov_distance(4000, 64, 1000)
-    print("ancestral, 1,000 steps: total variation (sampled, true) at distance 1, 2, 8:", distances)
+@pytest.mark.parametrize("process", [Masked(), Uniform(), Hybrid(share=0.3)], ids=["masked", "uniform", "hybrid"])
+def test_long_source_of_sixteen_states_is_reproduced_as_closely_as_true_samples_do(process: TokenProcess) -> None:
+    distances = markov_distance(4000, 64, 1000, process)
+    print("ancestral, 1,000 steps,", process, "total variation (sampled, true) at distance 1, 2, 8:", distances)
     for sampled, true in distances:
         assert sampled < 1.2 * true
 

@@ -36,6 +36,38 @@ def combined(attend: Tensor, document: Tensor, is_causal: bool) -> Tensor | None
     return mask | torch.eye(length, dtype=torch.bool, device=attend.device)
 
 
+def blockwise(attend: Tensor, document: Tensor, size: int, first: int = 0) -> Tensor:
+    """(B, 1, L - first, L): queries from position `first` on see their own and earlier blocks of `size`, padding and documents kept apart.
+
+    Blocks are counted from the start of the row; the diagonal is always on.
+    """
+    rows, length = attend.shape
+    attend, document = _distinct(attend, document)
+    index = torch.arange(length, device=attend.device)
+    block = index // size
+    allow = block[first:, None] >= block[None]
+    allow = allow & padding(attend) & same_document(document)[:, :, first:]
+    return (allow | (index[first:, None] == index[None])).expand(rows, -1, -1, -1)
+
+
+def noisy_and_clean(attend: Tensor, document: Tensor, size: int) -> Tensor:
+    """(B, 1, 2L, 2L) for rows [xt ; x0]: block diffusion's training mask (BD3-LM, Arriola et al. 2025).
+
+    A noisy block sees itself and the clean blocks before it; a clean block sees itself and the clean blocks before it.
+    """
+    clean = blockwise(*_distinct(attend, document), size)
+    block = torch.arange(attend.shape[1], device=attend.device) // size
+    same = block[:, None] == block[None]
+    noisy = torch.cat([clean & same, clean & ~same], dim=-1)
+    return torch.cat([noisy, torch.cat([torch.zeros_like(clean), clean], dim=-1)], dim=-2).expand(len(attend), -1, -1, -1)
+
+
+def _distinct(attend: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
+    """The first row for all where neither padding nor documents tell rows apart: one mask then serves them, at a fraction of the memory."""
+    alike = bool(attend.all()) and not bool(document.any())
+    return (attend[:1], document[:1]) if alike else (attend, document)
+
+
 def positions(document: Tensor) -> Tensor:
     """(B, L) long: 0, 1, 2, ... within each run of one document number."""
     index = torch.arange(document.shape[1], device=document.device).expand_as(document)

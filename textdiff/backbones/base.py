@@ -1,5 +1,6 @@
 """What a model needs of a trunk: hidden states for noisy tokens, and the head that reads them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -19,6 +20,28 @@ class Context(Protocol):
         ...
 
 
+class BlockContext(Context, Protocol):
+    """A context from which any columns of its rows can be read, under any mask: what block diffusion asks of a trunk."""
+
+    def at(self, columns: Tensor, mask: Tensor | None) -> Self:
+        """The context of tokens at the positions `columns` (n,) of each row, under `mask` (B, 1, n, keys) bool."""
+        ...
+
+
+class Cache(Protocol):
+    """Keys and values of tokens that are read no more, of which `length` come before those of a call."""
+
+    length: int
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a call's own (B, heads, n, width) and return everything read so far; the layer count is advanced by `advance`."""
+        ...
+
+    def advance(self, n: int) -> None:
+        """All layers have appended `n` tokens."""
+        ...
+
+
 class KeyValueCache:
     """Keys and values of the tokens a causal trunk has read: one pair of (B, heads, capacity, width) buffers per layer."""
 
@@ -27,7 +50,6 @@ class KeyValueCache:
         self._layers: list[tuple[Tensor, Tensor]] = []
 
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, n, width) and return everything read so far; the layer count is advanced by `advance`."""
         if layer == len(self._layers):
             shape = (*key.shape[:2], self.capacity, key.shape[3])
             self._layers.append((key.new_empty(shape), value.new_empty(shape)))
@@ -38,7 +60,26 @@ class KeyValueCache:
         return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, n: int) -> None:
-        """All layers have appended `n` tokens."""
+        self.length += n
+
+
+class FinishedCache:
+    """Keys and values of finished tokens, one pair of (B, heads, n, width) per layer, for one call: what is given stays as it was, so that
+    the same tokens can be followed by one draft after another."""
+
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]] = ()) -> None:
+        self.layers = list(layers)
+        self.length = self.layers[0][0].shape[2] if self.layers else 0
+
+    def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if layer == len(self.layers):
+            self.layers.append((key, value))
+        else:
+            keys, values = self.layers[layer]
+            self.layers[layer] = torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
+        return self.layers[layer]
+
+    def advance(self, n: int) -> None:
         self.length += n
 
 
@@ -49,6 +90,7 @@ class Backbone(nn.Module):
     max_length: int
     self_conditioned: bool = False  # reads `previous`
     labels: int = 0  # classes that `batch.source` may name
+    reads_blocks: bool = False  # its contexts are `BlockContext`s, and it takes a cache of any direction
     trunk: Any = None  # the stock PreTrainedModel inside, for trunks that wrap one
 
     def init_weights(self, module: nn.Module) -> None:
@@ -63,7 +105,7 @@ class Backbone(nn.Module):
         tokens: Tensor,
         context: Any,
         noise: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         previous: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, H); `noise` (B,) or (B, L) in [0, 1] is the noise level, and `previous` (B, L, H) the mean embedding of the

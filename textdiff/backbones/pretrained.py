@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textdiff.backbones import attention_masks, hub, leak
-from textdiff.backbones.base import Backbone, BackboneConfig, KeyValueCache, banned_ids
+from textdiff.backbones.base import Backbone, BackboneConfig, Cache, banned_ids
 from textdiff.batch import Batch
 from textdiff.projection import Head
 from textdiff.vocab import Vocab
@@ -147,7 +147,7 @@ class PretrainedBackbone(Backbone):
         tokens: Tensor,
         context: PretrainedContext,
         noise: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         previous: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, L, H) as the output embedding reads them; stock trunks take no noise level.

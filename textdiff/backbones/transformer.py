@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from textdiff.backbones import attention_masks
-from textdiff.backbones.base import Backbone, BackboneConfig, KeyValueCache, banned_ids
+from textdiff.backbones.base import Backbone, BackboneConfig, Cache, banned_ids
 from textdiff.batch import Batch
 from textdiff.projection import Head
 from textdiff.vocab import Vocab
@@ -67,6 +67,11 @@ class TransformerContext(NamedTuple):
         mask, memory, memory_mask, label = (None if x is None else x[index] for x in (self.mask, *self[2:]))
         return TransformerContext(mask, (cos[index], sin[index]), memory, memory_mask, label)
 
+    def at(self, columns: Tensor, mask: Tensor | None) -> "TransformerContext":
+        """The context of tokens at the positions `columns` (n,) of each row, under `mask` (B, 1, n, keys) bool."""
+        cos, sin = self.rotation
+        return self._replace(mask=mask, rotation=(cos[:, :, columns], sin[:, :, columns]))
+
 
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     first, second = x.chunk(2, dim=-1)  # the NeoX halves convention
@@ -95,7 +100,7 @@ class Attention(nn.Module):
         causal: bool,
         rotation: tuple[Tensor, Tensor] | None = None,
         memory: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         layer: int = 0,
     ) -> Tensor:
         """(B, L, H) -> (B, L, H)."""
@@ -105,7 +110,7 @@ class Attention(nn.Module):
             query, key = _rotate(query, rotation), _rotate(key, rotation)
         if cache is not None:
             key, value = cache.update(layer, key, value)
-            if query.shape[2] not in (1, key.shape[2]):
+            if causal and query.shape[2] not in (1, key.shape[2]):
                 mask = attention_masks.causal(key.shape[2], x.device)[-query.shape[2] :]
         one_direction = causal and mask is None and query.shape[2] > 1
         dropout = self.dropout if self.training else 0.0
@@ -114,7 +119,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, optional cross-attention, MLP; with time conditioning each branch is shifted, scaled and gated (adaLN-zero)."""
+    """Attention, optional cross-attention, MLP; with time conditioning each branch is shifted, scaled and gated (adaLN of DiT). A fresh
+    gate is 1, not DiT's 0: small models trained for minutes would spend them on opening it."""
 
     def __init__(self, config: TransformerConfig, cross: bool, timed: bool) -> None:
         super().__init__()
@@ -127,9 +133,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width) if timed else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, context: TransformerContext, causal: bool, time: Tensor | None, cache: KeyValueCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, context: TransformerContext, causal: bool, time: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         """(B, L, H) -> (B, L, H); `time` (B, 1, H), or (B, L, H) where tokens differ, is the embedded noise level."""
         if self.modulation is None or time is None:
             x = x + self.dropout(self.attention(self.attention_norm(x), context.mask, causal, context.rotation, None, cache, layer))
@@ -137,10 +141,10 @@ class Block(nn.Module):
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(time).chunk(6, dim=-1)
         h = self.attention_norm(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * self.dropout(self.attention(h, context.mask, causal, context.rotation, None, cache, layer))
+        x = x + (1 + gate_a) * self.dropout(self.attention(h, context.mask, causal, context.rotation, None, cache, layer))
         x = self._cross(x, context)
         h = self.mlp_norm(x) * (1 + scale_m) + shift_m
-        return x + gate_m * self.dropout(self.mlp(h))
+        return x + (1 + gate_m) * self.dropout(self.mlp(h))
 
     def _cross(self, x: Tensor, context: TransformerContext) -> Tensor:
         if self.cross is None or self.cross_norm is None or context.memory is None:
@@ -154,6 +158,8 @@ def _norm(config: TransformerConfig) -> nn.Module:
 
 class Transformer(Backbone):
     """The trunk; `head(...)` is the tied embedding or a projection of its own."""
+
+    reads_blocks = True
 
     def __init__(self, config: TransformerConfig, vocab: Vocab, causal: bool) -> None:
         super().__init__()
@@ -241,7 +247,7 @@ class Transformer(Backbone):
         tokens: Tensor,
         context: TransformerContext,
         noise: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: Cache | None = None,
         previous: Tensor | None = None,
     ) -> Tensor:
         time = None
@@ -249,7 +255,7 @@ class Transformer(Backbone):
             if noise is None:
                 raise ValueError("the trunk is conditioned on time: pass the noise level")
             time = self.time_mlp(_time_features(noise).to(self.embedding.weight.dtype))
-        if cache is not None:  # the context covers the whole row; take the columns being read
+        if cache is not None and self.causal:  # the context covers the whole row; take the columns being read
             columns = slice(cache.length, cache.length + tokens.shape[1])
             cos, sin = context.rotation
             context = context._replace(mask=None, rotation=(cos[:, :, columns], sin[:, :, columns]))
@@ -259,7 +265,7 @@ class Transformer(Backbone):
         if self.previous is not None and previous is not None:
             x = x + self.previous(previous)
         for layer, block in enumerate(self.blocks):
-            if self.config.gradient_checkpointing and self.training:
+            if self.config.gradient_checkpointing and self.training and cache is None:
                 x = checkpoint(block, x, context, self.causal, time, None, layer, use_reentrant=False)
             else:
                 x = block(x, context, self.causal, time, cache, layer)

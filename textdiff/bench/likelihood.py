@@ -13,8 +13,8 @@ from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
 from textdiff.bench.base import Bench, Row, quartiles
 from textdiff.data import pydocs
-from textdiff.evaluation.mask_counts import MaskCounts
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
+from textdiff.models.mask_counts import MaskCounts
 from textdiff.models.objective import Bound
 from textdiff.processes.base import UniformTime
 from textdiff.randomness import Rng

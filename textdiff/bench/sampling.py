@@ -12,8 +12,9 @@ from textdiff.batch import Batch
 from textdiff.bench.base import Action, Bench, Row, ratios
 from textdiff.guidance.filters import Filters
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
-from textdiff.processes.base import Denoiser
+from textdiff.processes.base import Denoiser, TokenProcess
 from textdiff.processes.masked import Masked
+from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.base import Sampler
@@ -45,6 +46,27 @@ def dense_ancestral(denoiser: Denoiser, batch: Batch, steps: int, generator: tor
         posterior *= (alpha_s - alpha_t) / (1 - alpha_t)
         posterior[..., process.mask_id] = (1 - alpha_s) / (1 - alpha_t)
         x = _race(posterior, generator).where(process.is_masked(x), x)
+    return x
+
+
+@torch.no_grad()
+def dense_uniform(denoiser: Denoiser, batch: Batch, steps: int, generator: torch.Generator) -> Tensor:
+    """UDLM's ancestral sampler: the posterior of every position over the whole vocabulary under uniform noise, and a draw from each."""
+    process = denoiser.process
+    assert isinstance(process, Uniform)
+    ids, (rows, length) = torch.tensor(process.ids, device=batch.tokens.device), batch.tokens.shape
+    pure = ids[torch.randint(len(ids), (rows, length), device=ids.device, generator=generator)]
+    x, predict = pure.where(batch.target, batch.tokens), denoiser.predictor(batch)
+    uniform = torch.zeros(process.rows, device=ids.device).index_fill(0, ids, 1 / len(ids))
+    for t, s in pairwise(torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=x.device)):
+        posterior = predict(x, t.expand(rows)).logits().softmax(-1)
+        alpha_t, alpha_s = float(process.alpha(t)), float(process.alpha(s))
+        jumped = (1 - alpha_t / alpha_s) / len(ids)  # b_ts
+        # whatever it was noise made it z, or it was z before; the normaliser alpha_t p_z + b_t does not enter a draw
+        posterior.mul_(jumped * alpha_s).add_(jumped * (1 - alpha_s) * uniform)
+        z = x[..., None]
+        posterior.scatter_(-1, z, posterior.gather(-1, z) * (1 + alpha_t / alpha_s / jumped))
+        x = _race(posterior, generator).where(batch.target, x)
     return x
 
 
@@ -83,7 +105,7 @@ def dense_greedy(denoiser: Denoiser, batch: Batch, steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SamplingBench(Bench):
-    """Ancestral, first-hitting and greedy confidence sampling of one model with weights drawn at random."""
+    """Ancestral (masked and uniform), first-hitting and greedy confidence sampling of models with weights drawn at random."""
 
     rounds: int = 3
     vocabulary: int = 50257
@@ -92,18 +114,21 @@ class SamplingBench(Bench):
     heads: int = 6
     length: int = 128
     batch_size: int = 8
-    steps: int = 32  # of the ancestral and the greedy sampler; first-hitting takes one per token
+    steps: int = 32  # of the masked ancestral and the greedy sampler; first-hitting takes one per token
+    uniform_steps: int = 128  # on a quarter of the rows
 
     def sizes(self) -> str:
         size = f"V = {self.vocabulary}, d = {self.width}, {self.layers} layers, L = {self.length}, B = {self.batch_size}, T = {self.steps}"
-        return f"{size}, float32; greedy is given the first quarter of each row, first-hitting the first three"
+        uniform = f"T = {self.uniform_steps} and B = {self.batch_size // 4} for uniform noise"
+        return f"{size} ({uniform}), float32; greedy is given the first quarter of each row, first-hitting the first three"
 
-    def build(self) -> DiscreteDiffusionLM:
+    def build(self, process: TokenProcess) -> DiscreteDiffusionLM:
         """A model with wider weights than fresh ones: its beliefs differ between positions, so that no two confidences tie."""
         torch.manual_seed(self.seed)
-        trunk = TransformerConfig(width=self.width, layers=self.layers, heads=self.heads, max_length=self.length)
+        told = not isinstance(process, Masked)  # a masked network sees the noise level
+        trunk = TransformerConfig(self.width, self.layers, self.heads, self.length, time_conditioning=told)
         vocab = Vocab(size=self.vocabulary, tokens=self.vocabulary, mask_id=self.vocabulary - 1)
-        model = Discrete(backbone=trunk).build(vocab)
+        model = Discrete(process=process, backbone=trunk).build(vocab)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 2:
@@ -120,20 +145,23 @@ class SamplingBench(Bench):
         return Batch.of(tokens, target=target).to(self.device)
 
     def measure(self) -> list[Row]:
-        model, free, prompted = self.build(), self.canvas(0), self.canvas(self.length // 4)
+        model, uniform, free, prompted = self.build(Masked()), self.build(Uniform()), self.canvas(0), self.canvas(self.length // 4)
+        few = free.rows(torch.arange(self.batch_size // 4, device=free.tokens.device))
         short = self.canvas(3 * self.length // 4)  # both first-hitting sides cost the same at every call: a quarter of them will do
         check_greedy(model, prompted, self.steps)
         generator = torch.Generator(self.device).manual_seed(self.seed)
         sides: dict[str, Action] = {
             "ancestral": partial(_sampled, Ancestral(self.steps), model, free),
             "dense ancestral": lambda _: dense_ancestral(model, free, self.steps, generator),
+            "uniform ancestral": partial(_sampled, Ancestral(self.uniform_steps), uniform, few),
+            "dense uniform ancestral": lambda _: dense_uniform(uniform, few, self.uniform_steps, generator),
             "first-hitting": partial(_sampled, FirstHitting(), model, short),
             "dense first-hitting": lambda _: dense_first_hitting(model, short, generator),
             "greedy": partial(_sampled, Greedy(self.steps), Filters(temperature=0.0)(model), prompted),
             "dense greedy": lambda _: dense_greedy(model, prompted, self.steps),
         }
         times = self.interleaved(sides)
-        targets = {"ancestral": 3.0, "first-hitting": 3.0, "greedy": 1.4}
+        targets = {"ancestral": 3.0, "uniform ancestral": 3.0, "first-hitting": 3.0, "greedy": 1.4}
         return [
             Row("sampling", "speed", f"dense {name}", *ratios(times[f"dense {name}"], times[name]), at_least=target)
             for name, target in targets.items()

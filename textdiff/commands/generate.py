@@ -125,7 +125,7 @@ class Generate:
             options[key.strip()] = _number(value, item)
         sampler = from_plain({"class": f"{kind.__module__}.{kind.__qualname__}", **options})
         assert isinstance(sampler, Sampler)
-        return sampler
+        return model.in_blocks(sampler)  # type: ignore[no-any-return]
 
 
 def _number(value: str, item: str) -> int | float:

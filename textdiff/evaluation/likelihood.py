@@ -8,12 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from textdiff.batch import Batch, Example, collate
-from textdiff.evaluation.mask_counts import FEWEST_DRAWS, MaskCounts
+from textdiff.batch import Example, collate
 from textdiff.models.base import LanguageModel
-from textdiff.models.discrete import DiscreteDiffusionLM
-from textdiff.processes.masked import Masked
-from textdiff.randomness import Rng
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
 
@@ -134,18 +130,8 @@ def _scored(
 def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int) -> list[Row]:
     device = next(model.parameters()).device
     batch = collate(examples, pad_id=model.vocab.pad_id or 0, sample_id=index).to(device)
-    nats, tokens = _nats(model, batch, draws, seed).tolist(), batch.target.sum(1).tolist()
+    nats, tokens = model.mean_nll(batch, seed, draws).tolist(), batch.target.sum(1).tolist()
     return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
-
-
-def _nats(model: LanguageModel, batch: Batch, draws: int, seed: int) -> Tensor:
-    """(B,) the mean of `draws` draws: importance-sampled mask counts where the process has them, else stratified draws of `nll`."""
-    if isinstance(model, DiscreteDiffusionLM) and isinstance(model.process, Masked) and draws >= FEWEST_DRAWS:
-        return MaskCounts(draws)(model, batch, Rng(seed, 0, batch.sample_id))
-    total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
-    for k in range(draws):
-        total += model.nll(batch, Rng(seed, k, batch.sample_id), k, draws)
-    return total / draws
 
 
 def _summary(rows: list[Row], draws: int, is_bound: bool) -> Likelihood:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -78,6 +79,13 @@ class LanguageModel(PreTrainedModel):
         Of several draws of the same sequences the one numbered `draw` comes from the `draw`-th of `draws` equal strata of time.
         """
         raise NotImplementedError
+
+    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+        """(B,) nats over the target tokens: the mean of `draws` stratified draws, each keyed by (seed, draw, sample)."""
+        total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
+        for k in range(draws):
+            total += self.nll(batch, Rng(seed, k, batch.sample_id), k, draws)
+        return total / draws
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:  # type: ignore[override]
         """Write config.json, model.safetensors, generation_config.json and the tokenizer.

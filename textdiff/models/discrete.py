@@ -11,17 +11,22 @@ from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.block import Network, PairedPredictor, Rows
 from textdiff.models.generation import TextDiffusionGenerationMixin
+from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts
 from textdiff.models.objective import Bound, Objective
-from textdiff.models.parameterisation import LeaveOneOut, Parameterisation
+from textdiff.models.parameterisation import LeaveOneOut, Parameterisation, Score
 from textdiff.prediction import Prediction, Withheld
-from textdiff.processes.base import Noised, Noising, Predictor, Process
+from textdiff.processes.base import Noised, Noising, Predictor, TokenProcess
+from textdiff.processes.block import Block
 from textdiff.processes.exact_count import ExactCount
 from textdiff.processes.masked import Masked
 from textdiff.projection import Head
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.base import Sampler
+from textdiff.samplers.blockwise import Blockwise
+from textdiff.samplers.rates import Analytic
 from textdiff.vocab import Vocab
 
 
@@ -35,17 +40,23 @@ class DiscreteConfig(TextDiffConfig):
 class Discrete(ModelSpec):
     """A token diffusion model without its weights."""
 
-    process: Process = Masked()
+    process: TokenProcess = Masked()
     backbone: BackboneConfig = field(default_factory=TransformerConfig)
     objective: Objective = Bound()
     noising: Noising = ExactCount()
     parameterisation: Parameterisation = LeaveOneOut()
     shift: bool = False  # position l is read from the trunk's output at l - 1, as trunks that came from an AR model expect
+    curriculum: float = 0.0  # first part of training in which tokens are masked instead: uniform noise is learnt much faster after it
     label_dropout: float = 0.0  # chance that a row's label is hidden in training, so that the model can be asked without one too
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout is {self.label_dropout}, expected a chance in [0, 1]")
+        if not 0 <= self.curriculum < 1 or (self.curriculum and isinstance(self.process, (Masked, Block))):
+            kind = type(self.process).__name__
+            raise ValueError(
+                f"curriculum is {self.curriculum} for {kind}: expected a part of training in [0, 1), and 0 for masks and blocks"
+            )
 
     def build(self, vocab: Vocab, backbone: Backbone | None = None) -> "DiscreteDiffusionLM":
         """The model with fresh weights, or around a trunk that already has them."""
@@ -56,8 +67,8 @@ class Discrete(ModelSpec):
 class NetworkPredictor:
     """A trunk and its head bound to one batch."""
 
-    def __init__(self, model: "DiscreteDiffusionLM", context: Context, head: Head, starts: Tensor) -> None:
-        self.model, self.context, self.head = model, context, head
+    def __init__(self, model: "DiscreteDiffusionLM", process: TokenProcess, context: Context, head: Head, starts: Tensor) -> None:
+        self.model, self.process, self.context, self.head = model, process, context, head
         self.starts = starts  # (B, L) bool, the first position of each document
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
@@ -65,15 +76,15 @@ class NetworkPredictor:
         one the mean embedding of the `previous` belief."""
         model = self.model
         seen = previous.mean(self.head.weight) if previous is not None and model.backbone.self_conditioned else None
-        hidden = model.backbone(xt, self.context, 1 - model.process.alpha(t), previous=seen)
+        hidden = model.backbone(xt, self.context, 1 - self.process.alpha(t), previous=seen)
         if model.spec.shift:
             # the first token of a document has no left neighbour in it and is read at its own, noisy, position
             hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
-        return model.spec.parameterisation(hidden, self.head, model.process, xt, t)
+        return model.spec.parameterisation(hidden, self.head, self.process, xt, t)
 
     def rows(self, index: Tensor) -> "NetworkPredictor":
         """The same for a subset of rows."""
-        return NetworkPredictor(self.model, self.context.rows(index), self.head, self.starts[index])
+        return NetworkPredictor(self.model, self.process, self.context.rows(index), self.head, self.starts[index])
 
 
 class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
@@ -84,15 +95,23 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
 
     def __init__(self, config: DiscreteConfig, backbone: Backbone | None = None, trusted: tuple[str, ...] = ("textdiff",)) -> None:
         super().__init__(config, trusted)
-        self.process: Process = self.spec.process.bind(self.vocab)
+        self.process: TokenProcess = self.spec.process.bind(self.vocab)
         self.backbone = self.spec.backbone.build(self.vocab, causal=False) if backbone is None else backbone
+        if isinstance(self.process, Block) and not self.backbone.reads_blocks:
+            name = type(self.backbone).__name__
+            raise ValueError(f"block diffusion reads rows under masks that {name} trunks do not take yet: use textdiff's Transformer")
         self.post_init()
 
-    def predictor(self, batch: Batch) -> NetworkPredictor:
+    def predictor(self, batch: Batch) -> NetworkPredictor | PairedPredictor:
         """The network bound to a batch."""
-        return NetworkPredictor(
-            self, self.backbone.context(batch), self.backbone.head(self.vocab.unemittable), positions(batch.document) == 0
-        )
+        return self._predictor(batch, self.process)
+
+    def _predictor(self, batch: Batch, process: TokenProcess) -> NetworkPredictor | PairedPredictor:
+        context, head = self.backbone.context(batch), self.backbone.head(self.vocab.unemittable)
+        if isinstance(process, Block):
+            network = Network(self.backbone, head, process, self.spec.parameterisation, self.spec.shift)
+            return PairedPredictor(network, Rows.of(batch, context))
+        return NetworkPredictor(self, process, context, head, positions(batch.document) == 0)
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The tokens are their own state."""
@@ -103,18 +122,32 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         return x0
 
     def default_sampler(self, steps: int | None = None) -> Sampler:
-        return Ancestral() if steps is None else Ancestral(steps=steps)
+        free = isinstance(self.spec.parameterisation, Score) and not isinstance(self.process, Masked)  # no probability of the token seen
+        kind = Analytic if free else Ancestral
+        return self.in_blocks(kind() if steps is None else kind(steps=steps))
+
+    def in_blocks(self, sampler: Sampler) -> Sampler:
+        """The sampler itself, or for block diffusion the one that runs it in each block and stops rows at EOS."""
+        if not isinstance(self.process, Block) or isinstance(sampler, Blockwise):
+            return sampler
+        return Blockwise(sampler, eos_id=-1 if self.vocab.eos_id is None else self.vocab.eos_id)
 
     def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
         clean, rng = Clean(batch.tokens, batch.tokens), Rng(seed, step, batch.sample_id)
         if self.spec.label_dropout and self.backbone.labels:
             told = rng.uniform("label", ()) >= self.spec.label_dropout
             batch = batch._replace(source_attend=batch.source_attend & told[:, None])
-        noised = self.spec.noising(self.process, clean.x, batch.target, batch.stratum, rng)
-        predict = self.predictor(batch)
+        process = self._process_at(progress)
+        noised = self.spec.noising(process, clean.x, batch.target, batch.stratum, rng)
+        predict = self._predictor(batch, process)
         pred = predict(noised.xt, noised.t, self._first_guess(predict, noised, rng))
-        nats, bound = self.spec.objective(self.process, pred, clean, noised, batch.target)
-        return Loss(nats.sum(), batch.target.sum(), bound.sum(), {})
+        nats, bound = self.spec.objective(process, pred, clean, noised, batch.target)
+        total = bound.sum() if process is self.process else bound.new_tensor(torch.nan)  # the bound of another noise is not this model's
+        return Loss(nats.sum(), batch.target.sum(), total, {})
+
+    def _process_at(self, progress: float) -> TokenProcess:
+        """The noise to train on; each step's is a function of how much of the training is done."""
+        return self.process if progress >= self.spec.curriculum else Masked(self.process.schedule).bind(self.vocab)
 
     @torch.no_grad()
     def _first_guess(self, predict: Predictor, noised: Noised, rng: Rng) -> Prediction | None:
@@ -125,9 +158,15 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
 
     @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
-        """One draw of the bound by exact counts of noised tokens."""
+        """One draw of the bound, its times drawn as the process measures best: by exact counts of noised tokens, or by bins."""
         clean = Clean(batch.tokens, batch.tokens)
         stratum = torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
-        noised = ExactCount()(self.process, clean.x, batch.target, stratum, rng)
+        noised = self.process.measure(self.process, clean.x, batch.target, stratum, rng)
         pred = self.predictor(batch)(noised.xt, noised.t)
         return Bound()(self.process, pred, clean, noised, batch.target)[1].double().sum(1)
+
+    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+        """For masks from importance-sampled counts, whose standard error is smaller for as many network calls."""
+        if isinstance(self.process, Masked) and draws >= FEWEST_DRAWS:
+            return MaskCounts(draws)(self, batch, Rng(seed, 0, batch.sample_id))
+        return super().mean_nll(batch, seed, draws)

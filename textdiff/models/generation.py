@@ -106,6 +106,10 @@ class TextDiffusionGenerationMixin:
         """The sampler used when nobody names one, with a number of steps where it has one."""
         raise NotImplementedError
 
+    def in_blocks(self, sampler: Sampler) -> Sampler:
+        """The sampler to run when `sampler` is asked for."""
+        return sampler
+
     def adjust_generation_fn(
         self, generation_config: Any, from_auto_class: Any, from_pipeline: Any, folder: Any, *args: Any, **kwargs: Any
     ) -> None:

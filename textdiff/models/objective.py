@@ -9,6 +9,7 @@ from textdiff.batch import Clean
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Noised, Process, TokenProcess, per_token
 from textdiff.processes.hybrid import Hybrid
+from textdiff.schedules import inside
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Bound(Objective):
     """The negative evidence lower bound itself."""
 
     def __call__(self, process: Process, pred: Prediction, clean: Clean, noised: Noised, where: Tensor) -> tuple[Tensor, Tensor]:
-        nats = process.nelbo_at(pred, clean, noised.xt, noised.t, where)
+        nats = process.nelbo_at(pred, clean, noised.xt, noised.t, where, noised.s)
         weight = per_token(noised.weight).to(nats.dtype)
-        return nats * weight, (nats.detach() * weight)
+        return nats * weight.nan_to_num(1.0), nats.detach() * weight  # times from a part of [0, 1] make a loss, but no bound
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Clipped(Objective):
 
     def __call__(self, process: Process, pred: Prediction, clean: Clean, noised: Noised, where: Tensor) -> tuple[Tensor, Tensor]:
         nats = process.nelbo_at(pred, clean, noised.xt, noised.t, where)
-        weight = _tokens(process).weight(clean, noised.xt, noised.t)
+        weight = _tokens(process).weight(clean, noised.xt, _continuous(noised))
         share = weight.clamp(max=self.limit) / weight.clamp_min(1e-300)
         return nats * share.to(nats.dtype), nats.detach() * per_token(noised.weight).to(nats.dtype)
 
@@ -65,8 +66,8 @@ class Dynamic(Objective):
         if not isinstance(process, Hybrid):
             raise ValueError(f"Dynamic weighs mask and uniform noise apart; {type(process).__name__} is not a Hybrid: use Clipped or Bound")
         nats = process.nelbo_at(pred, clean, noised.xt, noised.t, where)
-        weight = process.weight(clean, noised.xt, noised.t).clamp_min(1e-300)
-        alpha = process.alpha(process.inside(per_token(noised.t)))
+        weight = process.weight(clean, noised.xt, _continuous(noised)).clamp_min(1e-300)
+        alpha = process.alpha(inside(per_token(noised.t)))
         on_clean = (process.peak / len(process.ids) * (alpha / (1 - alpha)) ** (process.gamma / 2)).clamp(max=2.0)
         wanted = torch.where(noised.xt == process.mask_id, 2.0, torch.where(noised.xt == clean.tokens, on_clean, 1.0))
         return nats * (wanted / weight), nats.detach() * per_token(noised.weight).to(nats.dtype)
@@ -81,6 +82,12 @@ class BoundAndCrossEntropy(Objective):
     def __call__(self, process: Process, pred: Prediction, clean: Clean, noised: Noised, where: Tensor) -> tuple[Tensor, Tensor]:
         loss, bound = Bound()(process, pred, clean, noised, where)
         return loss + self.weight * _tokens(process).cross_entropy(pred, clean, noised.xt, noised.t, where), bound
+
+
+def _continuous(noised: Noised) -> Tensor:
+    if noised.s is not None:
+        raise ValueError("this objective replaces the weights of continuous time and the times are bins: use Bound or CrossEntropy")
+    return noised.t
 
 
 def _tokens(process: Process) -> TokenProcess:

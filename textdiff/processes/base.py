@@ -16,6 +16,8 @@ from textdiff.randomness import Rng
 from textdiff.schedules import LogLinear, Schedule
 from textdiff.vocab import Vocab
 
+_GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 fill [0, 1) evenly, however many are taken: padding does not move a row's times
+
 Predict = Callable[[Tensor, Tensor], Prediction]  # (xt, t) -> belief about x0
 
 
@@ -56,6 +58,7 @@ class Noised(NamedTuple):
     xt: Tensor  # X
     t: Tensor  # (B,) or (B, L) float64
     weight: Tensor  # (B,) or (B, L) float64; nan where times are drawn from a part of [0, 1] only, so that no bound can be given
+    s: Tensor | None = None  # the other end of the bin (s, t), shaped like t; None: the integrand at t is meant
 
 
 def per_token(t: Tensor) -> Tensor:
@@ -121,6 +124,7 @@ class Process:
 class TokenProcess(Process):
     """Noise that acts on each token by itself: q(xt | x0) = alpha_t 1[xt = x0] + b_t[xt], with noise b_t of mass 1 - alpha_t."""
 
+    measure: ClassVar["Noising"]  # how times are drawn for a likelihood: the bound's whole expectation
     clean_costs: ClassVar[bool] = False  # whether the bound charges for tokens that noise did not touch
 
     def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
@@ -173,7 +177,7 @@ def stratified(rng: Rng, stratum: Tensor, spans: int = 1) -> Tensor:
     and those of one row are spread over its spans."""
     slot, size = stratum.double().unbind(1)
     place = (slot[:, None] + rng.uniform("time", (spans,))) / size[:, None]
-    return (place + torch.arange(spans, device=place.device) / spans) % 1.0
+    return (place + torch.arange(spans, device=place.device) * _GOLDEN) % 1.0
 
 
 def spread(values: Tensor, length: int, size: int) -> Tensor:
@@ -195,3 +199,25 @@ class UniformTime(Noising):
         t = spread(self.t_min + (1 - self.t_min) * stratified(rng, stratum, -(-length // size)), length, size)
         xt = process.corrupt(x0, t, rng).where(target, x0)
         return Noised(xt, t, t.new_full(t.shape, 1 - self.t_min))
+
+
+@dataclass(frozen=True)
+class Bins(Noising):
+    """One of `steps` equal bins (s, t), stratified over the global batch: the T-step bound (D3PM, Austin et al. 2021, eq. 1).
+
+    The first bin is the reconstruction. The prior is that of `Masked` and `Matrix`, whose last bin begins at it; where alpha(1) > 0 the
+    other processes owe KL( q(x1 | x0) || prior ) beside it.
+    """
+
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}, expected 1 bin or more")
+
+    def __call__(self, process: Process, x0: Tensor, target: Tensor, stratum: Tensor, rng: Rng) -> Noised:
+        length = x0.shape[1]
+        size = process.span(length)
+        bins = (stratified(rng, stratum, -(-length // size)) * self.steps).floor()
+        s, t = (spread(edge / self.steps, length, size) for edge in (bins, bins + 1))
+        return Noised(process.corrupt(x0, t, rng).where(target, x0), t, torch.full_like(t, self.steps), s)

@@ -9,9 +9,7 @@ from torch import Tensor
 
 from textdiff.processes.base import Noised, Noising, Process, TokenProcess, spread, stratified
 from textdiff.randomness import Rng
-from textdiff.schedules import clamped
-
-_LEAST = 1e-9  # times are kept off the ends only as far as float64 needs: what is weighed here must not be moved
+from textdiff.schedules import inside
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class ExactCount(Noising):
         none = 1 - (1 - rng.uniform("level", (k.shape[1],))) ** (1 / (n + 1))  # the smallest of n + 1 uniforms
         level = torch.where(k > 0, level, none)
         level = level.where(n > 0, 0.5)  # a span without targets has none
-        t = process.time_of(clamped(1 - level, _LEAST))
+        t = inside(process.time_of(1 - level))  # the very times at which the bound is read
         share = torch.where(k > 0, (n + process.clean_costs) * (1 - process.alpha(t)) / k.clamp_min(1), 1.0)
         weight = torch.where(n > 0, share / -process.dalpha(t), 0.0)
         t = spread(t, length, size)

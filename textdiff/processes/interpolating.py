@@ -19,12 +19,13 @@ from torch import Tensor
 
 from textdiff.batch import Clean
 from textdiff.prediction import Prediction
-from textdiff.processes.base import Predict, TokenProcess, per_token
+from textdiff.processes.base import Noising, Predict, TokenProcess, per_token
+from textdiff.processes.exact_count import ExactCount
 from textdiff.randomness import Rng
+from textdiff.schedules import inside
 from textdiff.vocab import Vocab
 
 _TINY = 1e-300
-_LEAST = 1e-9
 
 
 class Levels(NamedTuple):
@@ -54,6 +55,7 @@ class Interpolating(TokenProcess):
     """
 
     clean_costs: ClassVar[bool] = True
+    measure: ClassVar[Noising] = ExactCount()
     ids: tuple[int, ...] = ()
     every_id: bool = False
     mask_id: int = field(default=-1, init=False)
@@ -63,11 +65,6 @@ class Interpolating(TokenProcess):
     def levels(self, t: Tensor) -> Levels:
         """Signal, noise and rates at times t."""
         raise NotImplementedError
-
-    @staticmethod
-    def inside(t: Tensor) -> Tensor:
-        """Times kept off both ends, where rates are infinite; everything but the sum over the vocabulary is float64 arithmetic."""
-        return t.clamp(_LEAST, 1 - _LEAST)
 
     def bind(self, vocab: Vocab) -> Self:
         banned = set() if self.every_id else set(vocab.unemittable)
@@ -131,7 +128,7 @@ class Interpolating(TokenProcess):
     def nelbo_at(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor, s: Tensor | None = None) -> Tensor:
         """w_t(z)/q(z) [KL(q || r) + rho - log rho - 1], rho = q(z)/r(z) (GIDD's theorem 1, equal to UDLM's closed form), or the bin's KL;
         float64. Nothing is charged where z is no noise id, because then z is clean."""
-        times = per_token(t) if s is not None else self.inside(per_token(t))
+        times = per_token(t) if s is not None else inside(per_token(t))
         at = self._levels(times, xt)
         asked = where & (self.noise_at(xt, at) > 0)
         if s is None:
@@ -171,7 +168,7 @@ class Interpolating(TokenProcess):
 
     def cross_entropy(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """Bayes' rule on the leave-one-out prediction: q(z | x) p_x / (alpha p_z + b_z)."""
-        at = self._levels(self.inside(per_token(t)), xt)
+        at = self._levels(inside(per_token(t)), xt)
         asked = where & (self.noise_at(xt, at) > 0)
         log_x, log_z = pred.terms(torch.stack([clean.tokens, xt], -1), asked).log_prob.double().unbind(-1)
         alpha, noise, same = at.alpha[asked], self.noise_at(xt, at)[asked], (clean.tokens == xt)[asked]
@@ -181,7 +178,7 @@ class Interpolating(TokenProcess):
 
     def weight(self, clean: Clean, xt: Tensor, t: Tensor) -> Tensor:
         """w_t(z) / q(z), what the divergence counts in the bound, (B, L); zero where z is no noise id."""
-        at = self._levels(self.inside(per_token(t)), xt)
+        at = self._levels(inside(per_token(t)), xt)
         seen = self.noise_at(xt, at) + torch.where(xt == clean.tokens, at.alpha, 0.0)
         return self._rate(xt, at) / seen.clamp_min(_TINY)
 
@@ -191,7 +188,7 @@ class Interpolating(TokenProcess):
         return at.alpha[..., None] * same + self.noise_at(xt, at)[..., None]
 
     def surprise(self, xt: Tensor, t: Tensor) -> Tensor:
-        at = self._levels(self.inside(per_token(t)), xt)
+        at = self._levels(inside(per_token(t)), xt)
         noise = self.noise_at(xt, at)
         return torch.where(noise > 0, torch.log1p(at.alpha / noise.clamp_min(_TINY)), 0.0)
 

@@ -6,14 +6,15 @@ E_u [ 1/u * sum over masked l of -log p(x0_l | xt) ]: schedules change its varia
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from textdiff.batch import Clean
 from textdiff.prediction import Prediction, ScorePrediction
-from textdiff.processes.base import Predict, TokenProcess, per_token
+from textdiff.processes.base import Noising, Predict, TokenProcess, per_token
+from textdiff.processes.exact_count import ExactCount
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
@@ -22,6 +23,7 @@ from textdiff.vocab import Vocab
 class Masked(TokenProcess):
     """Tokens become [MASK]; `mask_id` is filled in by `bind`."""
 
+    measure: ClassVar[Noising] = ExactCount()
     mask_id: int = -1
 
     def bind(self, vocab: Vocab) -> Self:
@@ -35,6 +37,10 @@ class Masked(TokenProcess):
 
     def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
         return x0.masked_fill(touched, self.mask_id)
+
+    def corrupt(self, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        """At t = 1 everything is masked, whatever alpha(1) is: the last bin reveals from there."""
+        return super().corrupt(x0, t, rng).masked_fill(per_token(t) >= 1, self.mask_id)
 
     def rate(self, t: Tensor) -> Tensor:
         """-alpha' / (1 - alpha): the weight of the cross-entropy at time t; exactly 1/t for the log-linear schedule with eps = 0."""
@@ -77,9 +83,9 @@ class Masked(TokenProcess):
         return ~self.is_masked(xt)
 
     def cross_entropy(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
-        """That of the masked tokens; the others are known."""
+        """That of the masked tokens, the others are known; of a score model the generalised one, log(1/y_x) + sum_j y_j - 1."""
         asked = where & self.is_masked(xt)
-        log_prob = pred.log_prob(clean.tokens, asked)
+        log_prob = _log_prob(pred, clean.tokens, asked)
         return torch.zeros(xt.shape, dtype=log_prob.dtype, device=xt.device).masked_scatter(asked, -log_prob)
 
     def weight(self, clean: Clean, xt: Tensor, t: Tensor) -> Tensor:

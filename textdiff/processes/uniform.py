@@ -16,6 +16,7 @@ from textdiff.batch import Clean
 from textdiff.prediction import Prediction, ScorePrediction
 from textdiff.processes.base import per_token
 from textdiff.processes.interpolating import Interpolating, Levels
+from textdiff.schedules import inside
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Uniform(Interpolating):
 
     def _score_entropy(self, pred: ScorePrediction, clean: Tensor, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
         """The sum over j != z of s_j - r_j log s_j + r_j (log r_j - 1), with log s_j = logit_j, and s_z = 1."""
-        at = Levels(*(level[where] for level in self._levels(self.inside(per_token(t)), xt)))
+        at = Levels(*(level[where] for level in self._levels(inside(per_token(t)), xt)))
         x, z, count = clean[where], xt[where], len(self.ids)
         log_y, log_total = (part.double() + pred.offset for part in pred.scores(torch.stack([clean, xt], -1), where))
         log_x, log_z = log_y.unbind(-1)

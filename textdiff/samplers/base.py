@@ -10,6 +10,7 @@ from torch import Tensor
 
 from textdiff.batch import Batch
 from textdiff.processes.base import Denoiser, Process
+from textdiff.processes.block import Block
 from textdiff.processes.left_to_right import LeftToRight
 from textdiff.randomness import Rng
 
@@ -33,6 +34,9 @@ class Sampler:
     def check(self, denoiser: Denoiser) -> None:
         """Raise ValueError when the sampler does not fit the denoiser's process."""
         process, any_noise = denoiser.process, self.requires is Process
+        if isinstance(process, Block) and not issubclass(self.requires, Block):
+            name = type(self).__name__
+            raise ValueError(f"{name} samples a whole row at once and the model's process is Block: wrap it, Blockwise({name}(...))")
         if not isinstance(process, self.requires) or (any_noise and isinstance(process, LeftToRight)):
             needed, found = "noise" if any_noise else self.requires.__name__, type(process).__name__
             raise ValueError(f"{type(self).__name__} samples a {needed} process and the model's is {found}: choose a sampler made for it")

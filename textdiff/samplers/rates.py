@@ -55,7 +55,9 @@ class ScoreSampler(Stepwise):
 
         def change(pred: Prediction, xt: Tensor, index: Tensor) -> Tensor:
             moved = xt.clone()
-            for where in _parts(asked[index], pred):
+            nowhere = torch.zeros_like(xt, dtype=torch.bool)
+            states = process.log_ratio(pred, xt, t[index], nowhere).shape[-1]
+            for where in _parts(asked[index], states):
                 scores = Scores(process.log_ratio(pred, xt, t[index], where), xt[where], uniform[index][where], other[index][where])
                 # the last step is the analytic one for all, as in SEDD: a rate leaves some noise
                 moved[where] = tweedie(process, scores, t[0], s[0]) if s[0] <= 0 else self.jump(process, scores, t[0], s[0])
@@ -125,10 +127,10 @@ def noise_and_rate(process: TokenProcess, t: Tensor, like: Tensor) -> tuple[Tens
     raise ValueError(f"the jump rates of {type(process).__name__} are not known: use Ancestral")
 
 
-def _parts(where: Tensor, pred: Prediction) -> Iterator[Tensor]:
-    """`where` in parts of as many positions as a table (N, V) may have rows."""
+def _parts(where: Tensor, states: int) -> Iterator[Tensor]:
+    """`where` in parts of so few positions that tables (N, states) of them are small."""
     row, column = where.nonzero(as_tuple=True)
-    vocabulary = pred.logits(torch.zeros_like(where)).shape[-1]
-    for start in range(0, len(row), size := chunk_rows(vocabulary, where.device)):
+    size = max(1, chunk_rows(states, where.device) // 8)  # several tables are held at once, in float64
+    for start in range(0, len(row), size):
         part = slice(start, start + size)
-        yield torch.zeros_like(where).index_put((row[part], column[part]), row.new_ones((), dtype=torch.bool))
+        yield torch.zeros_like(where).index_put((row[part], column[part]), where.new_ones(()))

@@ -2,8 +2,9 @@
 
 A step of ReMDM masks each written token with probability sigma and writes more of the masked ones, so that the law of each token by
 itself stays that of the process: a [MASK] is written with probability (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), which needs
-sigma <= (1 - alpha_s) / alpha_t. Tokens written in one step are drawn independently. Where sigma does not fall with the number of steps
-that error does not either, so those laws are "approximate": what they offer is that a network's mistakes can be mended.
+sigma <= (1 - alpha_s) / alpha_t. Tokens written in one step are drawn independently, and how many there are does not fall with the number
+of steps unless sigma does; but near the end all steps are small and mend what went before, so that the law still converges to the
+denoiser's, like 1 / sqrt(steps) where ancestral sampling does like 1 / steps. What is gained is that a network's mistakes are mended too.
 """
 
 from collections.abc import Iterator
@@ -96,6 +97,7 @@ class _Share(Remasking):
 class Capped(_Share):
     """sigma = min(eta, largest) (ReMDM-cap)."""
 
+    law: ClassVar[str] = "limit"
     eta: float = 0.008
 
     def sigma(self, alpha_t: Tensor, alpha_s: Tensor, certainty: Tensor) -> Tensor:
@@ -106,6 +108,7 @@ class Capped(_Share):
 class Rescaled(_Share):
     """sigma = eta * largest (ReMDM-rescale)."""
 
+    law: ClassVar[str] = "limit"
     eta: float = 0.015
 
     def sigma(self, alpha_t: Tensor, alpha_s: Tensor, certainty: Tensor) -> Tensor:
@@ -115,7 +118,7 @@ class Rescaled(_Share):
 @dataclass(frozen=True)
 class ConfidenceBased(_Share):
     """sigma = eta * largest, shared out among a row's written tokens by softmax(-probability when written) (ReMDM-conf): about eta
-    tokens are masked again in a step. What is masked depends on the prediction, so not even the law of one token is kept."""
+    tokens are masked again in a step. What is masked depends on the prediction, so not even the law of one token is kept: "approximate"."""
 
     def sigma(self, alpha_t: Tensor, alpha_s: Tensor, certainty: Tensor) -> Tensor:
         share = (-certainty).softmax(-1).nan_to_num(0.0)  # nan: a row in which nothing is written yet
@@ -125,7 +128,8 @@ class ConfidenceBased(_Share):
 @dataclass(frozen=True)
 class Loop(_Share):
     """ReMDM-loop: the signal rises to `on` while the clock falls from 1 to `first`, is held there with sigma = min(eta, largest) until
-    the clock shows `last`, and then rises to 1; outside the loop nothing is masked again."""
+    the clock shows `last`, and then rises to 1; outside the loop nothing is masked again. The dependence that tokens written together
+    lack stays in the result, however many steps there are: "approximate"."""
 
     eta: float = 0.02
     on: float = 0.9
@@ -151,8 +155,8 @@ class Loop(_Share):
 
 @dataclass(frozen=True)
 class ForwardBackward(Remasking):
-    """sigma = (alpha_s - alpha_t) / alpha_t, at most the largest: as a forward step after each backward one (Campbell et al. 2022). It falls
-    with the number of steps, so the law is the denoiser's in the limit."""
+    """sigma = (alpha_s - alpha_t) / alpha_t, at most the largest: as a forward step after each backward one (Campbell et al. 2022).
+    It falls with the number of steps, so the law converges like 1 / steps."""
 
     law: ClassVar[str] = "limit"
 
@@ -165,10 +169,11 @@ class Psi(Stepwise):
     """With probability `kappa` a reverse step of the process, else x0 is drawn given the token and noised anew to level s.
 
     Every token by itself keeps the law of the process. kappa = 1 is ancestral sampling; on masks kappa = 1 - sigma / (1 - alpha_s) is ReMDM
-    with that sigma. Tokens drawn in one step are independent, and below kappa = 1 more steps do not make them fewer: the law is
-    "approximate". A row takes part in a network call only when a token may be drawn from the prediction: at most `steps` calls.
+    with that sigma. The law converges like 1 / sqrt(steps) below kappa = 1. A row takes part in a network call only when a token may be
+    drawn from the prediction: at most `steps` calls.
     """
 
+    law: ClassVar[str] = "limit"
     kappa: float = 0.95
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ class Walk(NamedTuple):
     target: Tensor  # (B, L) bool
 
     def update(self, x: Tensor, t: Tensor, where: Tensor, change: Change) -> tuple[Tensor, Tensor]:
-        """x with the rows that have a True position in `where` (B, L) sent through the network and changed, and which rows those are, (B,)."""
+        """x with the rows that have a True position in `where` (B, L) sent through the network and changed, and which those are, (B,)."""
         rows = where.any(1)
         index = rows.nonzero()[:, 0]
         if len(index):
@@ -49,7 +49,7 @@ class Stepwise(Sampler):
         return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
 
     def move(self, walk: Walk, x: Tensor, t: Tensor, s: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """The state at times s (B,) and which rows the network was asked about, (B,) bool; tokens that are no target may come out changed."""
+        """The state at times s (B,), and which rows the network was asked about, (B,) bool; what is no target is put back afterwards."""
         raise NotImplementedError
 
     def settled(self, walk: Walk, x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from textdiff.batch import Batch, Clean
-from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.models.objective import Bound
+from textdiff.processes.base import Denoiser
 from textdiff.processes.exact_count import ExactCount
 from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
@@ -33,7 +33,7 @@ class MaskCounts:
             raise ValueError(f"draws is {self.draws}, expected {FEWEST_DRAWS} or more: a line cannot be fitted to fewer; use nll instead")
 
     @torch.no_grad()
-    def __call__(self, model: DiscreteDiffusionLM, batch: Batch, rng: Rng) -> Tensor:
+    def __call__(self, model: Denoiser, batch: Batch, rng: Rng) -> Tensor:
         """(B,) nats over the targets; raises ValueError when the model's process is not masked diffusion."""
         process, clean = model.process, Clean(batch.tokens, batch.tokens)
         if not isinstance(process, Masked):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
-from textdiff.evaluation.mask_counts import MaskCounts, controlled_mean, count_law, strata
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
+from textdiff.models.mask_counts import MaskCounts, controlled_mean, count_law, strata
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
