@@ -30,7 +30,13 @@ from textdiff.spec import from_plain
 
 SCRIPTS = {path.stem: script(path) for path in sorted(RECIPES.glob("*.py"))}
 PRESETS = [(name, preset) for name, found in SCRIPTS.items() for preset in found.presets]
-QUICK = {"markov": ["--train.steps", "2", "--train.batch-size", "4", "--test-sequences", "16", "--draws", "2"]}  # others are given TINY
+QUICK = {  # others are given TINY
+    "markov": ["--train.steps", "2", "--train.batch-size", "4", "--test-sequences", "16", "--draws", "2"],
+    "controlled": [
+        *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
+        *("--vocab-size", "300", "--length", "16", "--samples", "2", "--sampling-steps", "2", "--gammas", "0", "2"),
+    ],
+}
 
 
 @pytest.fixture(autouse=True)

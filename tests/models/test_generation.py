@@ -7,14 +7,18 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from tests.models.tiny import EOS, MASK, PAD, TEXT, VOCAB, autoregressive, diffusion
+from tests.models.tiny import EOS, MASK, PAD, TEXT, VOCAB, autoregressive, diffusion, trunk
+from textdiff.guidance.classifier_free import ClassifierFree
 from textdiff.models.autoregressive import AutoregressiveLM
 from textdiff.models.base import LanguageModel
 from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.models.generation import TextDiffusionGenerationConfig
+from textdiff.processes.block import Block
+from textdiff.processes.masked import Masked
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.autoregressive import Autoregressive
 from textdiff.samplers.base import Sampler
+from textdiff.samplers.blockwise import Blockwise
 from textdiff.samplers.confidence import Entropy, EntropyBound, Greedy, Margin, RandomOrder, Threshold
 from textdiff.samplers.first_hitting import FirstHitting
 from textdiff.vocab import Vocab
@@ -273,3 +277,29 @@ def test_our_config_is_a_generation_config_of_transformers() -> None:
     assert isinstance(TextDiffusionGenerationConfig(), GenerationConfig)
     assert DiscreteDiffusionLM.can_generate()
     assert AutoregressiveLM.can_generate()
+
+
+def test_guidance_and_a_label_reach_the_sampler() -> None:
+    """gamma = 1 is the labelled model, gamma = 0 the unlabelled one, token by token; between and beyond they differ."""
+    model = diffusion(backbone=trunk(labels=3))
+    options: dict[str, Any] = {"max_new_tokens": 8, "seed": 1}
+    prompt, label = torch.tensor([PROMPT]), torch.tensor([[2]])
+    plain, told = model.generate(prompt, **options), model.generate(prompt, source=label, **options)
+    assert not torch.equal(plain.sequences, told.sequences)
+    for gamma, expected in ((0.0, plain), (1.0, told)):
+        assert torch.equal(model.generate(prompt, source=label, guidance=ClassifierFree(gamma), **options).sequences, expected.sequences)
+    assert not torch.equal(model.generate(prompt, source=label, guidance=ClassifierFree(4.0), **options).sequences, told.sequences)
+    with pytest.raises(ValueError, match=r"source is \(1,\), expected one row for each of the 1 prompts"):
+        model.generate(prompt, source=torch.tensor([2]), **options)
+    with pytest.raises(ValueError, match=r"gamma 4\.0 needs a condition and the batch has no source"):
+        model.generate(prompt, guidance=ClassifierFree(4.0), **options)
+
+
+def test_a_named_sampler_runs_inside_each_block() -> None:
+    model = diffusion(process=Block(Masked(), size=4))
+    assert model.in_blocks(Greedy(steps=2)) == Blockwise(Greedy(steps=2), eos_id=EOS)
+    assert model.in_blocks(Blockwise()) == Blockwise()
+    assert diffusion().in_blocks(Greedy()) == Greedy()
+    written = model.generate(torch.tensor([PROMPT]), max_new_tokens=7, seed=0, sampler=model.in_blocks(Greedy(steps=2))).sequences
+    assert written.shape == (1, 10)
+    assert bool((written != MASK).all())

@@ -148,9 +148,7 @@ def test_a_matrix_model_trains_and_is_measured_by_bins() -> None:
     """D3PM-absorbing and masked diffusion are one process: the same noise, the same weights, the same T-step loss."""
     batch = ragged()
     explicit, plain = (
-        diffusion(process=kind, noising=Bins(steps=7), objective=BoundAndCrossEntropy())
-        for kind in (Matrix(kernel=Absorbing()), Masked())
-        for process in (Matrix(kernel=Absorbing()), Masked())
+        diffusion(process=kind, noising=Bins(steps=7), objective=BoundAndCrossEntropy()) for kind in (Matrix(kernel=Absorbing()), Masked())
     )
     draws = torch.stack([torch.stack([model(batch, SEED, step).total for step in range(300)]) for model in (explicit, plain)]).detach()
     difference = draws.mean(1).diff().abs()

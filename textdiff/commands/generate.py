@@ -10,6 +10,7 @@ import tyro
 from textdiff.commands.device import device_named
 
 if TYPE_CHECKING:
+    from textdiff.guidance.base import Guidance
     from textdiff.samplers.base import Sampler
 
 
@@ -26,7 +27,7 @@ class Generate:
     max_new_tokens: int | None = None
     """Tokens to add to the prompt (default: the model's own; 0 with --infill)."""
     sampler: str | None = None
-    """Ancestral, FirstHitting, Greedy, Margin, Entropy, RandomOrder, Threshold or EntropyBound, with options as in Threshold:tau=0.8."""
+    """Any sampler of textdiff, such as Ancestral, FirstHitting, Greedy, Rescaled or Psi, with options as in Threshold:tau=0.8."""
     steps: int | None = None
     """Denoising steps, for samplers that count them."""
     temperature: float = 1.0
@@ -35,6 +36,10 @@ class Generate:
     """Draw from the k most probable tokens; 0 for all."""
     top_p: float = 1.0
     """Draw from the most probable tokens of this total mass."""
+    label: int | None = None
+    """Class to write, for models trained with labels."""
+    gamma: float | None = None
+    """Strength of classifier-free guidance: by the label, or without one by the prompt; 1 is none."""
     count: int = 1
     """How many samples."""
     seed: int = 0
@@ -68,7 +73,9 @@ class Generate:
         sampler.check(model)
         live = self.live and sys.stdout.isatty()
         streamer = TextDiffusionStreamer(model.tokenizer, skip_prompt=self.infill is not None) if live else None
-        options = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "max_new_tokens": new, "seed": self.seed}
+        options: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        source = None if self.label is None else ids.new_full((self.count, 1), self.label)
+        options |= {"max_new_tokens": new, "seed": self.seed, "source": source, "guidance": self._guidance()}
         output = model.generate(ids.expand(self.count, -1), sampler=sampler, streamer=streamer, **options)
         if streamer is None:
             for row in output.sequences:
@@ -104,6 +111,13 @@ class Generate:
         if not ids:
             raise ValueError("there is no prompt and the tokenizer has no BOS or EOS token to begin with: give a prompt")
         return torch.tensor([ids])
+
+    def _guidance(self) -> "Guidance | None":
+        from textdiff.guidance.classifier_free import ClassifierFree, PromptMasked
+
+        if self.gamma is None:
+            return None
+        return PromptMasked(self.gamma) if self.label is None else ClassifierFree(self.gamma)
 
     def _sampler(self, model: Any) -> "Sampler":
         from textdiff.samplers.base import Sampler

@@ -12,6 +12,7 @@ from textdiff.backbones.attention_masks import positions
 from textdiff.backbones.base import Backbone, BackboneConfig, Context, KeyValueCache
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
+from textdiff.guidance.base import Guidance
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.generation import Streamer, TextDiffusionGenerationConfig, TextDiffusionGenerationMixin, TextDiffusionOutput
 from textdiff.prediction import HeadPrediction, Prediction
@@ -104,12 +105,16 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ig
         generation_config: TextDiffusionGenerationConfig | None = None,
         streamer: Streamer | None = None,
         sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+        source: Tensor | None = None,
         **kwargs: Any,
     ) -> TextDiffusionOutput:
         """Continue prompts (B, P), padded on either side; a stock trunk samples with its own `generate` and key-value cache."""
         trunk = self.backbone.trunk
         if trunk is None:
-            return super().generate(input_ids, attention_mask, generation_config, streamer, sampler, **kwargs)
+            return super().generate(input_ids, attention_mask, generation_config, streamer, sampler, guidance, source, **kwargs)
+        if guidance is not None or source is not None:
+            raise ValueError("a stock causal model takes neither guidance nor a source: leave them out")
         if sampler is not None and not isinstance(sampler, Autoregressive):
             sampler.check(self)
         config = self._options(generation_config, sampler, kwargs)

@@ -11,6 +11,7 @@ from transformers.utils.generic import ModelOutput
 
 from textdiff import spec as plain
 from textdiff.batch import Batch
+from textdiff.guidance.base import Guidance
 from textdiff.guidance.filters import Filters
 from textdiff.processes.base import Denoiser
 from textdiff.processes.left_to_right import LeftToRight
@@ -135,10 +136,13 @@ class TextDiffusionGenerationMixin:
         generation_config: TextDiffusionGenerationConfig | None = None,
         streamer: Streamer | None = None,
         sampler: Sampler | None = None,
+        guidance: Guidance | None = None,
+        source: Tensor | None = None,
         **kwargs: Any,
     ) -> TextDiffusionOutput:
         """Continue prompts (B, P), padded on either side, by `max_new_tokens`, and fill every mask token in them.
 
+        `source` (B, S) is the condition of models that take one, such as a label (B, 1); `guidance` is applied outside the filters.
         Raises ValueError for prompts that do not fit the model, a sampler that does not fit its process, and unknown options.
         """
         denoiser: Any = self
@@ -147,10 +151,11 @@ class TextDiffusionGenerationMixin:
         input_ids, attention_mask = self._prompt(input_ids, attention_mask)
         if streamer is not None and len(input_ids) > 1:
             raise ValueError(f"a streamer shows one row and the batch has {len(input_ids)}: generate row by row, or without it")
-        prompt = self._canvas(input_ids, attention_mask, config.max_new_tokens)
+        prompt = self._canvas(input_ids, attention_mask, config.max_new_tokens, source)
         seed = int(torch.randint(2**31, ())) if config.seed is None else config.seed
         rng = Rng(seed, 0, prompt.batch.sample_id)
         guided: Denoiser = config.filters()(denoiser)
+        guided = guided if guidance is None else guidance(guided)
         canvas = None
         if streamer is not None:
             streamer.put(input_ids.cpu())
@@ -214,8 +219,10 @@ class TextDiffusionGenerationMixin:
         if prompt + new > limit:
             raise ValueError(f"a prompt of {prompt} tokens and {new} new ones exceed the model's {limit}: shorten one")
 
-    def _canvas(self, input_ids: Tensor, attention_mask: Tensor, new: int) -> _Prompt:
+    def _canvas(self, input_ids: Tensor, attention_mask: Tensor, new: int, source: Tensor | None) -> _Prompt:
         rows, device = len(input_ids), input_ids.device
+        if source is not None and (source.dim() != 2 or len(source) != rows):
+            raise ValueError(f"source is {tuple(source.shape)}, expected one row for each of the {rows} prompts, such as a label (B, 1)")
         kept = attention_mask.bool()
         lengths = kept.sum(1)
         width = int(lengths.max()) + new
@@ -231,7 +238,7 @@ class TextDiffusionGenerationMixin:
         target = infill | (attend & ~is_prompt)
         tokens = tokens.masked_fill(~attend, self.vocab.pad_id if self.vocab.pad_id is not None else blank)
         generated = lengths[:, None] + torch.arange(new, device=device)
-        return _Prompt(Batch.of(tokens, target=target, attend=attend), generated, kept)
+        return _Prompt(Batch.of(tokens, target=target, attend=attend, source=source), generated, kept)
 
     def _output(self, x0: Tensor, canvas: Canvas, prompt: _Prompt, input_ids: Tensor) -> TextDiffusionOutput:
         fresh, vocab = x0.gather(1, prompt.generated), self.vocab

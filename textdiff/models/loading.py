@@ -12,6 +12,7 @@ from textdiff.backbones import hub
 from textdiff.backbones.pretrained import Pretrained
 from textdiff.models.autoregressive import AutoregressiveConfig, AutoregressiveLM, AutoregressiveSpec
 from textdiff.models.base import LanguageModel, ModelSpec
+from textdiff.models.classifier import ClassifierConfig, ClassifierSpec, NoisyClassifier
 from textdiff.models.discrete import Discrete, DiscreteConfig, DiscreteDiffusionLM
 from textdiff.models.generation import TextDiffusionGenerationConfig
 from textdiff.vocab import Vocab, add_mask_token, name_ends
@@ -19,6 +20,12 @@ from textdiff.vocab import Vocab, add_mask_token, name_ends
 _CLASSES: dict[str, type[LanguageModel]] = {
     DiscreteConfig.model_type: DiscreteDiffusionLM,
     AutoregressiveConfig.model_type: AutoregressiveLM,
+    ClassifierConfig.model_type: NoisyClassifier,
+}
+_SPECS: dict[type[LanguageModel], type[ModelSpec]] = {
+    DiscreteDiffusionLM: Discrete,
+    AutoregressiveLM: AutoregressiveSpec,
+    NoisyClassifier: ClassifierSpec,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
@@ -82,7 +89,7 @@ def _described(block: Any, name: str, trusted: tuple[str, ...]) -> tuple[type[La
     if kind is None:
         raise ValueError(f"config.json of {name} has a textdiff block of the model type {parts[0]!r}, not one of {sorted(_CLASSES)}")
     spec, vocab = (plain.from_plain(part, trusted) for part in parts[1:])
-    if not isinstance(spec, Discrete if kind is DiscreteDiffusionLM else AutoregressiveSpec) or not isinstance(vocab, Vocab):
+    if not isinstance(spec, _SPECS[kind]) or not isinstance(vocab, Vocab):
         raise ValueError(f"config.json of {name} does not describe a {kind.__name__}: its spec or vocab is missing or of another model")
     return kind, spec, vocab
 

@@ -1,0 +1,147 @@
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.models.tiny import MASK, VOCAB, lone, ragged, trunk
+from textdiff.batch import Batch
+from textdiff.models.classifier import ClassifierSpec, NoisyClassifier
+from textdiff.processes.base import Process
+from textdiff.processes.hybrid import Hybrid
+from textdiff.processes.masked import Masked
+from textdiff.processes.uniform import Uniform
+from textdiff.randomness import Rng
+
+LENGTH, SHARES = 4, torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]], dtype=torch.float64)
+
+
+def lively(process: Process | None, seed: int = 0) -> NoisyClassifier:
+    model = ClassifierSpec(process, trunk(time_conditioning=True), labels=3).build(VOCAB)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    return model.double().eval()
+
+
+def labelled() -> Batch:
+    return ragged()._replace(source=torch.tensor([[0], [2], [1], [2]]), source_attend=torch.ones(4, 1, dtype=torch.bool))
+
+
+def toy(rows: int, seed: int) -> Batch:
+    """Two classes evenly; four tokens each drawn by itself from the law of the class."""
+    rng = Rng(seed, 0, torch.arange(rows))
+    label = rng.integers("label", (1,), 2)
+    cumulative = SHARES[label[:, 0]].cumsum(1)
+    tokens = (rng.uniform("tokens", (LENGTH,))[..., None] > cumulative[:, None]).sum(-1)
+    return Batch.of(tokens, source=label, sample_id=seed * rows + torch.arange(rows))
+
+
+def entropy_given(kept: int) -> float:
+    """H(y | `kept` tokens) in nats by enumeration."""
+    law = torch.full((2, 1), 0.5, dtype=torch.float64)
+    for _ in range(kept):
+        law = (law[:, :, None] * SHARES[:, None]).flatten(1)
+    return float(torch.special.entr(law).sum() - torch.special.entr(law.sum(0)).sum())
+
+
+@pytest.mark.parametrize("process", [None, Masked()], ids=["clean", "Masked"])
+def test_the_loss_falls_to_the_entropy_of_the_class_given_what_is_seen(process: Process | None) -> None:
+    """Clean: H(y | 4 tokens). Masks at a uniform time leave each number of tokens 0 .. 4 equally often."""
+    exact = entropy_given(LENGTH) if process is None else sum(entropy_given(kept) for kept in range(LENGTH + 1)) / (LENGTH + 1)
+    torch.manual_seed(0)
+    model = ClassifierSpec(process, trunk(), labels=2).build(VOCAB)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for step in range(100):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-2 * (1 - step / 100)
+        loss = model(toy(128, step), seed=0, step=step)
+        optimizer.zero_grad()
+        (loss.total / loss.tokens).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        test = model(toy(20_000, 1_000), seed=1, step=0)
+    nats = float(test.total / test.tokens)
+    assert nats == pytest.approx(exact, abs=0.01)
+    assert exact < 0.62 < 0.693  # far enough below ln 2, which needs no reading
+
+
+def test_accuracy_counts_the_labels_found() -> None:
+    model, batch = lively(None), labelled()
+    found = model.judge(batch) == batch.source[:, 0]
+    loss = model(batch, seed=0, step=0)
+    assert float(loss.metrics["accuracy"]) == float((found * batch.target.sum(1)).sum())
+
+
+@pytest.mark.parametrize("process", [Masked(), Uniform(), Hybrid()], ids=["Masked", "Uniform", "Hybrid"])
+def test_one_hot_rows_read_as_ids_and_padding_is_not_read(process: Process) -> None:
+    model, batch = lively(process), labelled()
+    noise = torch.tensor([0.1, 0.5, 0.7, 1.0], dtype=torch.float64)
+    log_prob = model.log_prob(batch.tokens, noise, batch.attend).detach()
+    torch.testing.assert_close(log_prob.exp().sum(1), torch.ones(4, dtype=torch.float64))
+    soft = torch.nn.functional.one_hot(batch.tokens, VOCAB.size).float()
+    torch.testing.assert_close(model.log_prob(soft, noise, batch.attend), log_prob)
+    torch.testing.assert_close(model.log_prob(batch.tokens, noise[:, None].expand(4, 6), batch.attend), log_prob)
+    assert float((model.log_prob(batch.tokens, noise.flip(0), batch.attend).detach() - log_prob).abs().max()) > 1e-3
+    for row in range(4):
+        single = lone(batch, row)
+        alone = model.log_prob(single.tokens, noise[row : row + 1], single.attend)
+        torch.testing.assert_close(alone[0], log_prob[row])
+
+
+def test_noise_falls_on_targets_alone_and_is_keyed_by_the_row() -> None:
+    """The loss of a batch is that of its rows, and a row of known tokens alone is read clean."""
+    model, batch = lively(Masked()), labelled()
+    whole = model(batch, seed=3, step=5)
+    parts = [model(batch.rows(torch.tensor([row])), seed=3, step=5) for row in range(4)]
+    torch.testing.assert_close(whole.total, torch.stack([part.total for part in parts]).sum())
+    assert int(whole.tokens) == int(batch.target.sum())
+    assert not torch.isclose(whole.total, model(batch, seed=3, step=6).total)
+
+
+def test_a_row_is_told_the_level_it_was_noised_at() -> None:
+    """Over many draws the share of masks follows the level that the trunk is told."""
+    model, batch, told = lively(Masked()), labelled(), list[Tensor]()
+    read = model.log_prob
+
+    def noted(z: Tensor, noise: Tensor, attend: Tensor) -> Tensor:
+        told.append(torch.stack([(z == MASK).sum(1) / batch.target.sum(1), noise]))
+        return read(z, noise, attend)
+
+    with patch.object(model, "log_prob", noted):
+        for step in range(200):
+            model(batch, seed=0, step=step)
+    share, noise = torch.cat(told, 1)
+    assert float(torch.corrcoef(torch.stack([share, noise]))[0, 1]) > 0.7
+
+
+def test_rows_that_hide_their_label_teach_nothing() -> None:
+    model, batch = lively(None), labelled()
+    told = torch.tensor([[True], [False], [True], [False]])
+
+    def gradient(some: Batch) -> list[Tensor]:
+        model.zero_grad()
+        model(some, seed=0, step=0).total.backward()
+        return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+    for ours, theirs in zip(gradient(batch._replace(source_attend=told)), gradient(batch.rows(told[:, 0])), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_saved_classifier_is_the_same(tmp_path: Path) -> None:
+    model, batch = lively(Uniform()).float(), labelled()
+    model.save_pretrained(tmp_path)
+    again = NoisyClassifier.from_pretrained(tmp_path).eval()
+    assert again.spec == model.spec
+    noise = torch.full((4,), 0.4, dtype=torch.float64)
+    assert torch.equal(again.log_prob(batch.tokens, noise, batch.attend), model.log_prob(batch.tokens, noise, batch.attend))
+
+
+def test_wrong_labels_are_refused_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^labels is 1, expected 2 classes or more$"):
+        ClassifierSpec(labels=1)
+    for source in (torch.zeros(4, 0, dtype=torch.long), torch.full((4, 1), 3)):
+        with pytest.raises(ValueError, match=r"expected one label per row in 0 .. 2$"):
+            lively(None)(labelled()._replace(source=source), seed=0, step=0)

@@ -1,0 +1,104 @@
+import json
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+from tests.data.test_labelled import restaurants
+from tests.tiny_runs import RECIPES, SMALL, recipe, script
+from textdiff import cli
+from textdiff.batch import collate
+from textdiff.data.labelled import Labelled, texts_by_kind
+from textdiff.data.tokenizer import load_tokenizer
+from textdiff.evaluation.ngram import Trigram, nats_per_token
+from textdiff.models.classifier import NoisyClassifier
+
+SCRIPT = script(RECIPES / "controlled.py")
+PRESETS = pytest.mark.parametrize("preset", list(SCRIPT.presets))
+TINY = [
+    *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
+    *("--vocab-size", "300", "--length", "16", "--samples", "3", "--sampling-steps", "3", "--gammas", "0", "1", "2"),
+]
+
+
+def controlled(preset: str, folder: Path, *words: str) -> dict[str, Any]:
+    source = restaurants(folder / "e2e.jsonl")
+    recipe("controlled", preset, *TINY, *SMALL, "--data", str(source), "--out", str(folder / "out"), *words)
+    found: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text())
+    return found
+
+
+@PRESETS
+def test_the_table_has_every_strength_and_its_first_row_is_what_the_saved_judge_says_of_held_out_text(preset: str, tmp_path: Path) -> None:
+    found = controlled(preset, tmp_path)
+    asked = [(row["guidance"], row["gamma"]) for row in found["rows"]]
+    guided = [(guidance, gamma) for guidance in ("classifier-free", "classifier") for gamma in (1.0, 2.0)]
+    assert asked == [("real text", None), ("none", 0.0), *guided]
+    texts = texts_by_kind(str(tmp_path / "e2e.jsonl"), "food")
+    tokenizer = load_tokenizer(str(tmp_path / "out" / "model"))
+    real = Labelled(texts.held_out, False, tokenizer, 16).spread(3)
+    judge = NoisyClassifier.from_pretrained(tmp_path / "out" / "judge" / "model").eval()
+    batch = collate(real, judge.vocab.pad_id or 0)
+    right = (judge.judge(batch) == batch.source[:, 0]).double()
+    row = found["rows"][0]
+    assert row["success"] == pytest.approx(100 * float(right.mean()))
+    assert row["standard_error"] == pytest.approx(100 * float((right.mean() * (1 - right.mean()) / 6).sqrt()))
+    train = Labelled(texts.train, False, tokenizer, 16)
+    trigram = Trigram([each for rows in train.rows for each in rows], judge.vocab)
+    assert row["trigram"] == pytest.approx(nats_per_token(trigram, real, judge.vocab))
+    assert found["kinds"] == ["Chinese", "English"]
+    assert judge.spec.process is None
+
+
+def test_judge_and_guide_are_different_models_of_different_texts(tmp_path: Path) -> None:
+    """Different sizes, seeds and halves of the training texts; a resumed run trains nothing and measures the same."""
+    found = controlled("masked", tmp_path)
+    guide, judge = (NoisyClassifier.from_pretrained(tmp_path / "out" / part / "model") for part in ("classifier", "judge"))
+    assert guide.backbone.embedding.weight.shape != judge.backbone.embedding.weight.shape
+    assert type(guide.process).__name__ == "Masked"
+    states = [
+        json.loads(next((tmp_path / "out" / part / "checkpoints").glob("step-*/state.json")).read_text())["settings"]
+        for part in ("classifier", "judge")
+    ]
+    assert states[0]["seed"] != states[1]["seed"]
+    assert controlled("masked", tmp_path, "--train.resume") == found
+
+
+def test_without_matplotlib_the_run_says_so_and_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with patch("textdiff.plots.can_draw", lambda: False):
+        controlled("masked", tmp_path)
+    assert "no plot: matplotlib is not installed (pip install textdiff[plots])" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "control.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gammas", "0", "-1"], "gammas are [0.0, -1.0], expected strengths of 0 or more"),
+        (["--samples", "0"], "samples 0, sampling_steps 3, length 16: expected 1 or more samples and steps, and 4 tokens or more"),
+        (["--attribute", "stars"], "has 0 values of 'stars', expected 2 or more, in prompts like stars[value]"),
+        (["--data", "nothing.jsonl"], "there is no file or folder 'nothing.jsonl'"),
+        (["--length", "1"], "sampling_steps 3, length 1: expected"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        controlled("masked", tmp_path, *words)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in " ".join(said.split())
+    assert len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_guidance_raises_control_by_15_points_as_an_independent_judge_sees_it(tmp_path: Path) -> None:
+    with patch.object(sys, "argv", ["recipes/controlled.py", "masked", "--gammas", "0", "2", "--out", str(tmp_path)]):
+        cli.run_presets(*SCRIPT)
+    success = {(row["guidance"], row["gamma"]): row["success"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    for guidance in ("classifier-free", "classifier"):
+        assert success[guidance, 2.0] >= success["none", 0.0] + 15
+    assert success["real text", None] > 70
