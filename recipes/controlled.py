@@ -54,7 +54,7 @@ from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.training.loop import Evaluate, train
 from textdiff.training.run import Save
-from textdiff.training.session import session
+from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
 from textdiff.vocab import Vocab
 
@@ -131,8 +131,12 @@ def run(recipe: Controlled, name: str) -> None:
     texts = texts_by_kind(recipe.data, recipe.attribute)
     with session(recipe.train.bf16) as accelerator:
         trained = _trained(recipe, texts, out, accelerator)
-        print(f"{recipe.data}: {' / '.join(trained.kinds)}, {recipe.samples} texts of each kind in every row of the table")
-        table = _table(recipe, trained)
+        on_main(accelerator, lambda: _measure(recipe, trained, out, began))
+
+
+def _measure(recipe: Controlled, trained: Trained, out: Path, began: float) -> None:
+    print(f"{recipe.data}: {' / '.join(trained.kinds)}, {recipe.samples} texts of each kind in every row of the table")
+    table = _table(recipe, trained)
     numbers = {"data": recipe.data, "kinds": trained.kinds, "samples": len(trained.real), "rows": [row._asdict() for row in table]}
     (out / "results.json").write_text(json.dumps(numbers, indent=2) + "\n")
     drawn = _draw(out / "control.png", table) if can_draw() else "no plot: matplotlib is not installed (pip install textdiff[plots])"
@@ -140,7 +144,7 @@ def run(recipe: Controlled, name: str) -> None:
 
 
 def _trained(recipe: Controlled, texts: Texts, out: Path, accelerator: Accelerator) -> Trained:
-    tokenizer = train_tokenizer([text for part in texts.train for text in part], recipe.vocab_size)
+    tokenizer = on_main(accelerator, lambda: train_tokenizer([text for part in texts.train for text in part], recipe.vocab_size))
     vocab, labels, noise = Vocab.of(tokenizer), len(texts.kinds), recipe.model.process
 
     def rows(parts: Sequence[Sequence[str]]) -> Labelled:
@@ -168,7 +172,8 @@ def _trained(recipe: Controlled, texts: Texts, out: Path, accelerator: Accelerat
 def _train(
     accelerator: Accelerator, what: str, settings: Train, model: LanguageModel, rows: Labelled, out: Path, evaluate: Evaluate
 ) -> None:
-    print(f"{what}: {sum(p.numel() for p in model.parameters()):,} parameters, {settings.steps:,} steps")
+    if accelerator.is_main_process:
+        print(f"{what}: {sum(p.numel() for p in model.parameters()):,} parameters, {settings.steps:,} steps", flush=True)
     out.mkdir(parents=True, exist_ok=True)
     train(accelerator, settings, model, rows, model.vocab.pad_id or 0, out, evaluate, _save(model))
 
@@ -250,15 +255,8 @@ def _draw(path: Path, table: list[Measured]) -> str:
     labels = ("control success, % (bars: 1 s.e.)", "trigram nats/token")
     for axes, level, label in zip((success, fluency), (real.success, real.trigram), labels, strict=True):
         axes.axhline(level, color="0.5", linestyle="--", linewidth=0.8)
-        axes.annotate(
-            "held-out text",
-            (1, level),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            color="0.4",
-            ha="right",
-            xycoords=("axes fraction", "data"),
-        )
+        place: dict[str, Any] = {"xytext": (-2, 3), "textcoords": "offset points", "xycoords": ("axes fraction", "data")}
+        axes.annotate("held-out text", (1, level), color="0.4", ha="right", **place)
         axes.set_xlabel("guidance strength gamma")
         axes.set_ylabel(label)
         axes.spines[["top", "right"]].set_visible(False)

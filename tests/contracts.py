@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textdiff.batch import Batch, Clean, Example, collate
-from textdiff.oracle import Markov, Oracle
+from textdiff.oracle import Markov, Oracle, total_variation
 from textdiff.prediction import TablePrediction
 from textdiff.processes.base import Process, TokenProcess
 from textdiff.randomness import Rng
@@ -234,6 +234,18 @@ def check_reproduced(samples: Tensor, source: Markov, slack: float = 0.0) -> Non
     surprise = -source.log_prob(samples)
     bound = 5 * float(surprise.std()) / len(samples) ** 0.5 + slack * source.entropy()
     assert abs(float(surprise.mean()) - source.entropy()) <= bound
+
+
+def check_pair_laws(samples: Tensor, source: Markov, draws: int = 8) -> None:
+    """Pair laws at distances 1, 2 and 8 are as near the source's as those of true samples: 1.2 times their mean total variation over
+    `draws` draws of as many, because a single draw varies by a tenth."""
+    ids = torch.arange(len(samples))
+    true = [source.sample(len(samples), Rng(1 + i, 0, ids)) for i in range(draws)]
+    for distance in (1, 2, 8):
+        expected = sum(total_variation(draw, source, distance) for draw in true) / draws
+        found = total_variation(samples, source, distance)
+        print(f"total variation at distance {distance}: {found:.5f}, of true samples {expected:.5f}")
+        assert found < 1.2 * expected
 
 
 def _check_canvas(sampler: Sampler, oracle: Oracle) -> None:

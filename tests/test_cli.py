@@ -18,11 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import textdiff
 from tests.tiny_runs import RECIPES, SMALL, TINY, corpus, quickstart, recipe, stock_bert, stock_gpt2
 from tests.wrong_inputs import GENERATE, PERPLEXITY, QUICKSTART
+from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import main
 from textdiff.data.layout import scored_examples
 from textdiff.evaluation.likelihood import likelihood
 from textdiff.models.autoregressive import AutoregressiveLM
+from textdiff.models.classifier import ClassifierSpec
 from textdiff.models.discrete import DiscreteDiffusionLM
+from textdiff.models.loading import load
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,10 @@ def _make_wrong_inputs() -> None:
     shutil.copytree("gpt2", "cut-gpt2")
     os.truncate("cut-gpt2/model.safetensors", 1000)
     shutil.copytree("gpt2", "no-tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
+    model = load("masked")
+    classifier = ClassifierSpec(backbone=TransformerConfig(width=16, layers=1, heads=2)).build(model.vocab)
+    classifier.tokenizer = model.tokenizer
+    classifier.save_pretrained("classifier")
     shutil.copytree("masked/model", "specless")
     config = json.loads(Path("specless/config.json").read_text())
     Path("specless/config.json").write_text(json.dumps({**config, "spec": None}))

@@ -1,4 +1,6 @@
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,53 @@ TINY = [
     *("--vocab-size", "300", "--length", "16", "--samples", "3", "--sampling-steps", "3", "--gammas", "0", "1", "2"),
 ]
 
+# Runs the recipe and notes which process trains a tokenizer and which writes the numbers.
+NOTING = """
+import os, pathlib, runpy
+from unittest.mock import patch
+import textdiff.data.tokenizer as tokenizer
+
+train, write = tokenizer.train_tokenizer, pathlib.Path.write_text
+
+def note(what):
+    open({noted!r} + "/" + what + "-" + os.environ["RANK"], "w").close()
+
+def train_tokenizer(*words):
+    note("train_tokenizer")
+    return train(*words)
+
+def write_text(path, text):
+    if path.name == "results.json":
+        note("write_text")
+    return write(path, text)
+
+with patch.object(tokenizer, "train_tokenizer", train_tokenizer), patch.object(pathlib.Path, "write_text", write_text):
+    runpy.run_path({recipe!r}, run_name="__main__")
+"""
+
 
 def controlled(preset: str, folder: Path, *words: str) -> dict[str, Any]:
     source = restaurants(folder / "e2e.jsonl")
     recipe("controlled", preset, *TINY, *SMALL, "--data", str(source), "--out", str(folder / "out"), *words)
     found: dict[str, Any] = json.loads((folder / "out" / "results.json").read_text())
     return found
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_tokenizer_and_the_main_one_alone_measures_and_writes(tmp_path: Path) -> None:
+    source, noted = restaurants(tmp_path / "e2e.jsonl"), tmp_path / "noted"
+    noted.mkdir()
+    started = tmp_path / "started.py"
+    started.write_text(NOTING.format(noted=str(noted), recipe=str(RECIPES / "controlled.py")))
+    words = ["masked", *TINY, *SMALL, "--train.steps", "1", "--data", str(source), "--out", str(tmp_path / "out")]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(RECIPES.parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, *launcher, str(started), *words], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    once = ("diffusion model: ", "guiding classifier: ", "judge: ", "guidance ", "real text ", "wrote ")
+    assert [sum(line.startswith(start) for line in done.stdout.splitlines()) for start in once] == [1] * len(once)
+    assert sorted(path.name for path in noted.iterdir()) == ["train_tokenizer-0", "write_text-0"]
+    assert len(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == 6
 
 
 @PRESETS

@@ -11,6 +11,7 @@ GENERATE = {
     "textdiff generate masked/typo": "no folder masked/typo: check the path",
     "textdiff generate nosuch": "nosuch cannot be opened .there is no folder of that name",
     "textdiff generate masked/model/model.safetensors": "is a file, not a model folder: give the folder",
+    "textdiff generate classifier": "classifier is a classifier, which neither writes text nor scores it: give the model that it guides",
     "textdiff generate nothing": "nothing has no config.json: give the folder",
     "textdiff generate t5": "t5 is a t5 model, neither a causal nor a masked LM: choose another",
     "textdiff generate unknown": "unknown cannot be opened: .*`zzz`",
@@ -47,6 +48,7 @@ GENERATE = {
     "textdiff generate": "Missing from textdiff generate: ",
 }
 PERPLEXITY = {
+    "textdiff perplexity classifier --data text.txt": "classifier is a classifier, which neither writes text nor scores it",
     "textdiff perplexity masked --data nosuch.txt": "there is no file or folder 'nosuch.txt' .*: check the path",
     "textdiff perplexity masked --data ./nosuch": "there is no file or folder './nosuch'",
     "textdiff perplexity masked --data empty.txt": "empty.txt is empty: expected text",

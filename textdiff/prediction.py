@@ -31,6 +31,7 @@ class Prediction:
 
     shape: tuple[int, int]  # (B, L)
     device: torch.device
+    calls: int = 1  # network calls that each of its rows took: what samplers count
 
     def logits(self, where: Tensor | None = None) -> Tensor:
         """Unnormalised log-probabilities, (N, V) at the True positions, or (B, L, V)."""
@@ -97,6 +98,9 @@ class HeadPrediction(Prediction):
         return self._last_statistics[1]
 
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        if self._last is not None and self._last[0] is not where and not bool((where & ~self._last[0]).any()):
+            yield from pieces(self._last[1][where[self._last[0]]])  # some of the positions projected last
+            return
         hidden, tilt = self.hidden[where], None if self.tilt is None else self.tilt.at(where)
         step = chunk_rows(len(self.head.weight), hidden.device)
         if len(hidden) <= step:
@@ -129,10 +133,13 @@ class ScorePrediction(HeadPrediction):
         return terms.logits - self.offset, terms.normaliser - self.offset
 
     def total(self, ids: Tensor, where: Tensor) -> Tensor:
-        """The sum of log y over `ids` (K,), (N,): linear in the hidden state, so no vocabulary is projected."""
+        """The sum of log y over `ids` (K,), (N,): linear in the hidden state, so no vocabulary is projected; float32 or better."""
         weight, bias, _ = self.head
-        total = self.hidden[where] @ weight[ids].sum(0)
-        return total + (0.0 if bias is None else bias[ids].sum()) - len(ids) * self.offset
+        with torch.autocast(self.device.type, enabled=False):
+            hidden, weight = self.hidden[where], weight[ids]
+            dtype = torch.promote_types(hidden.dtype, torch.float32)
+            total = hidden.to(dtype) @ weight.to(dtype).sum(0)
+            return total + (0.0 if bias is None else bias[ids].to(dtype).sum()) - len(ids) * self.offset
 
 
 class TablePrediction(Prediction):
@@ -154,7 +161,7 @@ class TransformedPrediction(Prediction):
 
     def __init__(self, inner: Prediction, transform: Callable[[Tensor], Tensor]) -> None:
         self.inner, self.transform = inner, transform
-        self.shape, self.device = inner.shape, inner.device
+        self.shape, self.device, self.calls = inner.shape, inner.device, inner.calls
 
     def logits(self, where: Tensor | None = None) -> Tensor:
         return self.transform(self.inner.logits(where))

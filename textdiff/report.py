@@ -40,7 +40,7 @@ class Report:
         print_labelled(self.console, "run", str(self.out))
 
     def likelihoods(self, model: LanguageModel, data: Data, result: Likelihood, steps: int) -> None:
-        """The validation table: baselines first, the model last; all count the same tokens."""
+        """The validation table: baselines, then this run among its rivals; all count the same tokens."""
         baselines: dict[str, float] = {}
         if not isinstance(data.train, StreamBlocks):  # counting n-grams needs the whole text
             for name, kind in (("unigram", Unigram), ("trigram", Trigram)):
@@ -51,7 +51,7 @@ class Report:
             table.add_row(name, f"{nats:.4f}", f"{math.exp(nats):.2f}", f"{bits:.4f}", "exact")
         own = Standing(self.out, result.as_dict())
         others = rivals(self.out, data.description, result)
-        for standing in sorted([own, *others], key=lambda found: float(found.validation["nats_per_token"])):
+        for standing in sorted([own, *others], key=lambda found: found.validation["nats_per_token"] or math.inf):
             table.add_row(*standing.row, style="bold" if standing is own else "")
         self.console.print()
         self.console.print(table, crop=False, soft_wrap=True)

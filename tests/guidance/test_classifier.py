@@ -9,10 +9,11 @@ from tests.guidance.test_classifier_free import OF_EACH, labelled, network, post
 from tests.models.tiny import MASK as TINY_MASK
 from tests.models.tiny import VOCAB, lone, trunk
 from textdiff.batch import Batch
-from textdiff.guidance.base import GuidedProcess
-from textdiff.guidance.classifier import ClassifierBased, Exact, FirstOrder
+from textdiff.guidance.base import GuidedDenoiser, GuidedProcess, Unconditional
+from textdiff.guidance.classifier import Asked, ClassifierBased, ClassifierSteps, Exact, FirstOrder
 from textdiff.guidance.filters import Filters
 from textdiff.models.classifier import ClassifierSpec, NoisyClassifier
+from textdiff.prediction import MostProbable, TablePrediction
 from textdiff.processes.base import TokenProcess
 from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
@@ -151,6 +152,26 @@ def test_guided_samples_have_the_class_that_was_asked_for(process: TokenProcess)
     assert torch.bincount(found[::2, 0], minlength=3)[[0, 2]].min() > 110  # of 300, evenly on 0 and 2
 
 
+@EACH_PROCESS
+def test_filters_cut_what_the_model_believes_and_the_classifier_weighs_what_they_keep(process: TokenProcess) -> None:
+    """By hand: the guided law of a model that believes nothing but its most probable tokens, or its law at half the temperature."""
+    law, xt = joint(2), torch.tensor([[reachable(process)[-1]] * 2] * CLASSES)
+    batch, t, s = labels(CLASSES, 0, 1), 0.7, 0.4
+    at, before = (torch.full((CLASSES,), time, dtype=torch.float64) for time in (t, s))
+    everywhere = torch.ones_like(xt, dtype=torch.bool)
+    denoiser, guidance = Bayes(process, law), Exact(Knows(process, law), 2.0)
+    belief = Unconditional(denoiser).predictor(batch)(xt, at).logits(everywhere)
+    best = torch.full_like(belief, -torch.inf).scatter(1, belief.argmax(1, keepdim=True), 0.0)
+    for filters, table in ((Filters(temperature=0.0), best), (Filters(top_k=1), best), (Filters(temperature=0.5), 2 * belief)):
+        guided = filters(guidance(denoiser))
+        assert isinstance(guided.process, ClassifierSteps)
+        pred = guided.predictor(batch)(xt, at)
+        assert isinstance(pred, Asked)
+        by_hand = Asked(TablePrediction(table.view(*xt.shape, -1)), pred.classes, pred.target)
+        found, exact = (guided.process.log_posterior(each, xt, at, before, everywhere).exp() for each in (pred, by_hand))
+        torch.testing.assert_close(found, exact)
+
+
 def test_exact_classifiers_agree_with_the_law_they_are_made_from() -> None:
     """The check of the check: p(y | z) at noise 0 is p(y | x), and at noise 1 the prior of the class."""
     for process in PROCESSES:
@@ -167,8 +188,8 @@ def test_what_cannot_be_guided_is_refused_in_one_line() -> None:
         FirstOrder(guide, -0.5)
     with pytest.raises(ValueError, match=r"^the source is \(4, 0\), expected one label per row for the classifier$"):
         sampled(FirstOrder(guide)(model), labelled()._replace(source=torch.zeros(4, 0, dtype=torch.long)))
-    with pytest.raises(ValueError, match="must be the outermost"):
-        sampled(Filters(top_k=2)(FirstOrder(guide)(model)), labelled())
+    with pytest.raises(ValueError, match=r"must be the outermost but for Filters: put other guidance inside of it$"):
+        sampled(GuidedDenoiser(FirstOrder(guide)(model), MostProbable), labelled())
     asked = FirstOrder(guide)(model).predictor(labelled())(labelled().tokens, torch.ones(4))
     with pytest.raises(ValueError, match="this sampler draws clean tokens by itself: sample with Ancestral"):
         asked.draw(labelled().target, Rng(0, 0, labelled().sample_id))

@@ -1,3 +1,6 @@
+from itertools import pairwise
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,18 +10,23 @@ from tests.models.tiny import MASK as TINY_MASK
 from tests.models.tiny import diffusion, lone, ragged, trunk
 from tests.samplers.watched import Watched
 from textdiff.batch import Batch
-from textdiff.guidance.base import GuidedProcess, Unconditional
+from textdiff.guidance.base import GuidedDenoiser, GuidedProcess, Unconditional
 from textdiff.guidance.classifier_free import ClassifierFree, PromptMasked, Tempered
 from textdiff.guidance.filters import Filters
 from textdiff.models.discrete import DiscreteDiffusionLM
-from textdiff.prediction import TablePrediction
+from textdiff.prediction import MostProbable, TablePrediction
 from textdiff.processes.base import TokenProcess
 from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
 from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
+from textdiff.samplers.base import Sampler
+from textdiff.samplers.confidence import Greedy
+from textdiff.samplers.corrector import Gibbs
 from textdiff.samplers.first_hitting import FirstHitting
+from textdiff.samplers.rates import Euler
+from textdiff.samplers.remasking import Psi, Rescaled
 
 NETWORKS = [(Masked(), False), (Uniform(), True), (Hybrid(), True)]
 OF_EACH = pytest.mark.parametrize(("process", "timed"), NETWORKS, ids=NAMES)
@@ -157,14 +165,71 @@ def test_rows_that_hide_their_label_are_not_guided(process: TokenProcess, timed:
         assert torch.equal(strong[1::2], sampled(Unconditional(model), batch)[1::2])
 
 
-def test_masked_guidance_serves_every_sampler_of_masks_and_filters_on_either_side() -> None:
-    model, batch = network(Masked(), False), labelled()
-    outer = Filters(temperature=0.0)(ClassifierFree(2.0)(model))
-    drawn = FirstHitting().sample(outer, batch, Rng(0, 0, batch.sample_id))
-    assert torch.equal(drawn[~batch.target], batch.tokens[~batch.target])
-    inner = ClassifierFree(2.0)(Filters(top_k=1)(model))
-    with pytest.raises(ValueError, match="predictions are not numbers"):  # two laws that rule out each other's tokens have nothing left
-        sampled(inner, batch)
+FILTERS = [Filters(temperature=0.0), Filters(top_k=1), Filters(top_k=2), Filters(top_p=0.3), Filters(0.5, 3, 0.8)]
+
+
+@OF_EACH
+@pytest.mark.parametrize("filters", FILTERS, ids=lambda filters: f"{filters.temperature}-{filters.top_k}-{filters.top_p}")
+def test_filters_keep_the_best_of_the_guided_belief(process: TokenProcess, timed: bool, filters: Filters) -> None:
+    """The weighed belief about x0 behind filters is the filtered weighed belief, and a last step, to t = 0, draws from it."""
+    batch, guidance = labelled(), ClassifierFree(3.0)
+    denoiser = network(process, timed)
+    xt = batch.tokens.masked_fill(batch.target, TINY_MASK) if isinstance(process, Masked) else batch.tokens
+    t, s = torch.full((4,), 0.8, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    exact = filters.applied(guidance(denoiser).predictor(batch)(xt, t)).logits(batch.target).softmax(-1)
+    guided = filters(guidance(denoiser))
+    pred = guided.predictor(batch)(xt, t)
+    torch.testing.assert_close(pred.logits(batch.target).softmax(-1), exact)
+    assert isinstance(guided.process, TokenProcess)
+    last = guided.process.log_posterior(pred, xt, t, s, batch.target).exp()
+    assert bool((last[exact == 0] == 0).all())
+    assert bool((last[exact > 0] > 0).all())
+
+
+@OF_EACH
+@pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_k": 3}, {"top_p": 0.2}], ids=str)
+def test_generate_takes_filters_and_guidance_together(process: TokenProcess, timed: bool, options: dict[str, Any]) -> None:
+    """Tokens are written whatever is kept of either belief; no strength is no guidance, and another gives another text."""
+    model, source = network(process, timed), torch.tensor([[0], [2]]).repeat(20, 1)
+
+    def text(guidance: ClassifierFree | None) -> Tensor:
+        words: dict[str, Any] = {"max_new_tokens": 8, "seed": 0, "source": source, "sampler": SAMPLER, **options}
+        sequences = model.generate(torch.tensor([[3, 1]] * 40), guidance=guidance, **words).sequences
+        assert isinstance(sequences, Tensor)
+        return sequences
+
+    guided = text(ClassifierFree(4.0))
+    assert bool((guided != TINY_MASK).all())
+    assert not torch.equal(guided, text(None))
+    assert torch.equal(text(ClassifierFree(1.0)), text(None))
+
+
+def test_temperature_zero_writes_the_best_token_of_the_guided_belief() -> None:
+    """By hand: one mask at a time, each token is the argmax of gamma log p(x | y) + (1 - gamma) log p(x)."""
+    process, law, gamma = PROCESSES[0], joint(2, seed=3), 4.0
+    batch = labels(50, 0, 1)
+    denoiser = Filters(temperature=0.0)(ClassifierFree(gamma)(Bayes(process, law)))
+    for before, after in pairwise(FirstHitting().trajectory(denoiser, batch, Rng(0, 0, batch.sample_id))):
+        for row, (x, y) in enumerate(zip(before.x.tolist(), after.x.tolist(), strict=True)):
+            place = 0 if x[0] != y[0] else 1
+            other, tables = x[1 - place], (law[row % CLASSES], law.sum(0))
+            first, second = (table.sum(1 - place) if other == MASK else table.select(1 - place, other) for table in tables)
+            assert y[place] == int((gamma * (first / first.sum()).log() + (1 - gamma) * (second / second.sum()).log()).argmax())
+
+
+COUNTED: list[tuple[TokenProcess, Sampler]] = [
+    *((Masked(), sampler) for sampler in (SAMPLER, FirstHitting(), Greedy(steps=3), Rescaled(steps=4), Psi(steps=4), Euler(steps=4))),
+    *((Uniform(), sampler) for sampler in (SAMPLER, Psi(steps=4), Gibbs(steps=3))),
+]
+
+
+@pytest.mark.parametrize(("process", "sampler"), COUNTED, ids=lambda value: type(value).__name__)
+def test_nfe_counts_the_calls_with_and_without_the_condition(process: TokenProcess, sampler: Sampler) -> None:
+    batch, watched = lone(labelled(), 0), Watched(network(process, not isinstance(process, Masked)))
+    denoiser = Filters(top_k=4)(ClassifierFree(2.0)(watched))
+    *_, last = sampler.trajectory(denoiser, batch, Rng(0, 0, batch.sample_id))
+    assert last.nfe.tolist() == [len(watched.calls)]
+    assert len(watched.calls) > 2
 
 
 def test_what_one_law_rules_out_stays_ruled_out() -> None:
@@ -207,5 +272,15 @@ def test_what_cannot_be_guided_is_refused_in_one_line() -> None:
     model = network(Uniform(), True)
     with pytest.raises(ValueError, match=r"^guidance with gamma 2.0 needs a condition and the batch has no source"):
         sampled(ClassifierFree(2.0)(model), ragged())
-    with pytest.raises(ValueError, match="must be the outermost"):
-        sampled(Filters(top_k=2)(ClassifierFree(2.0)(model)), labelled())
+    with pytest.raises(ValueError, match=r"must be the outermost but for Filters: put other guidance inside of it$"):
+        sampled(GuidedDenoiser(ClassifierFree(2.0)(model), MostProbable), labelled())
+    with pytest.raises(ValueError, match=r"have no token in common: apply filters to the guided denoiser$"):
+        sampled(ClassifierFree(2.0)(Filters(top_k=1)(network(Masked(), False))), labelled())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 3.0])
+def test_a_model_that_encodes_text_is_refused_in_one_line(gamma: float) -> None:
+    model = diffusion(backbone=trunk(encoder_layers=1))
+    batch = ragged()._replace(source=torch.ones(4, 2, dtype=torch.long), source_attend=torch.ones(4, 2, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"^the source is \(4, 2\), expected one label per row: guidance takes no text to encode$"):
+        sampled(ClassifierFree(gamma)(model), batch)

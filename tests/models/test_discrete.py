@@ -293,24 +293,24 @@ def test_label_dropout_hides_the_labels_of_that_share_of_rows() -> None:
     assert abs(float(told[0].double().mean()) - 0.75) < 4.5 * (0.1875 / rows) ** 0.5
 
 
-def test_a_self_conditioned_trunk_reads_the_mean_embedding_of_its_last_belief() -> None:
-    """Fresh weights ignore it (zero init); afterwards the input is embedding + previous(softmax(logits) E)."""
+def test_a_self_conditioned_trunk_reads_the_mean_embedding_of_its_first_belief() -> None:
+    """The input is embedding + previous(softmax(logits) E), with the logits of a call without; in sampling and likelihood too."""
     model = diffusion(backbone=trunk(self_conditioning=True))
     batch, t = Batch.of(torch.tensor([ROW])), torch.full((1,), 0.5)
     xt = torch.tensor([[MASK, 5, MASK]])
     predict = model.predictor(batch)
-    first = predict(xt, t)
-    second = predict(xt, t, first)
+    first = predict.alone(xt, t)
     mean = first.logits().softmax(-1) @ model.backbone.embedding.weight
     torch.testing.assert_close(first.mean(model.backbone.embedding.weight), mean)
     expected = model.backbone(xt, model.backbone.context(batch), None, previous=mean)
-    torch.testing.assert_close(second.hidden, expected)
-    assert not torch.allclose(second.hidden, first.hidden)
+    for belief in (predict(xt, t), predict(xt, t, first)):
+        torch.testing.assert_close(belief.hidden, expected)
+    assert not torch.allclose(expected, first.hidden)
     model.backbone.previous.weight.data.zero_()
-    torch.testing.assert_close(predict(xt, t, first).hidden, first.hidden)
+    torch.testing.assert_close(predict(xt, t).hidden, first.hidden)
 
 
-def test_half_of_the_rows_train_with_their_own_first_belief() -> None:
+def test_half_of_the_rows_train_with_their_own_first_belief_and_no_gradient_flows_through_it() -> None:
     model, batch = diffusion(backbone=trunk(self_conditioning=True)), repeated(2000)
     seen: list[Tensor] = []
     forward: Callable[..., Tensor] = model.backbone.forward
@@ -322,10 +322,23 @@ def test_half_of_the_rows_train_with_their_own_first_belief() -> None:
 
     model.backbone.forward = watch
     loss = model(batch, seed=0, step=0)
+    assert not seen[0].requires_grad
     share = (seen[0].abs().sum((1, 2)) > 0).double().mean()
     assert abs(float(share) - 0.5) < 4.5 * (0.25 / 2000) ** 0.5
     loss.total.backward()
     assert float(model.backbone.previous.weight.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("process", [Masked(), Uniform(), Block(Masked(), size=2)], ids=lambda process: type(process).__name__)
+def test_a_self_conditioned_row_is_sampled_as_if_it_were_alone(process: Process) -> None:
+    model, batch = diffusion(process=process, backbone=trunk(self_conditioning=True)), ragged()
+    batch = batch._replace(tokens=batch.tokens.masked_fill(batch.target, 1))
+    sampler = model.default_sampler(6)
+    together = sampler.sample(model, batch, Rng(0, 0, batch.sample_id))
+    for row in range(4):
+        single = lone(batch, row)
+        alone = sampler.sample(model, single, Rng(0, 0, single.sample_id))
+        assert torch.equal(alone[0], together[row, : alone.shape[1]])
 
 
 @pytest.mark.parametrize("process", [Uniform(), Hybrid()], ids=["uniform", "hybrid"])

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from tests.models.tiny import MASK, TEXT, VOCAB, diffusion, logits, ragged, trun
 from textdiff.batch import Clean
 from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.models.objective import Bound, BoundAndCrossEntropy, Clipped, CrossEntropy, Dynamic, Objective
+from textdiff.models.parameterisation import Score
 from textdiff.prediction import TablePrediction
 from textdiff.processes.base import Bins, Noised, Noising, Process, UniformTime
 from textdiff.processes.exact_count import ExactCount
@@ -22,7 +25,9 @@ SEED, STEP = 4, 9
 def hand_costs(model: DiscreteDiffusionLM) -> tuple[Noised, torch.Tensor]:
     """The noise of one loss, and -log p of every hidden token (B, L) by a plain softmax, zero elsewhere."""
     batch = ragged()
-    noised = model.spec.noising(model.process, batch.tokens, batch.target, batch.stratum, Rng(SEED, STEP, batch.sample_id))
+    noised = (model.spec.noising or model.process.measure)(
+        model.process, batch.tokens, batch.target, batch.stratum, Rng(SEED, STEP, batch.sample_id)
+    )
     log_prob = logits(model, noised.xt, batch)[..., :TEXT].log_softmax(-1)
     costs = -log_prob.gather(-1, batch.tokens.clamp(max=TEXT - 1)[..., None])[..., 0]
     return noised, costs.masked_fill(noised.xt != MASK, 0.0)
@@ -79,8 +84,26 @@ def test_objectives_over_tokens_refuse_a_process_without_noise_over_tokens() -> 
     noised = Noised(tokens, torch.ones(1), torch.ones(1))
     with pytest.raises(ValueError, match="LeftToRight is none: use Bound"):
         CrossEntropy()(LeftToRight(), TablePrediction(torch.zeros(1, 2, 3)), Clean(tokens, tokens), noised, tokens == 0)
+    clean = Clean(tokens, tokens)
     with pytest.raises(ValueError, match="Masked is not a Hybrid"):
-        diffusion(objective=Dynamic())(ragged(), SEED, STEP)
+        Dynamic()(Masked().bind(VOCAB), TablePrediction(torch.zeros(1, 2, 11)), clean, noised, tokens == 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": Dynamic()}, "expected Hybrid noise without a curriculum, got Masked"),
+        ({"objective": Dynamic(), "process": Hybrid(), "curriculum": 0.5}, "expected Hybrid noise without a curriculum"),
+        ({"parameterisation": Score(), "process": Hybrid()}, "not under this Hybrid: use LeaveOneOut"),
+        ({"parameterisation": Score(), "process": Uniform(every_id=True)}, "uniform noise over the real tokens"),
+        ({"parameterisation": Score(), "process": Uniform(ids=(3, 4))}, "uniform noise over the real tokens"),
+        ({"parameterisation": Score(), "process": Uniform(), "objective": CrossEntropy()}, "train it on Bound or Clipped"),
+        ({"label_dropout": 0.1}, "the trunk reads no labels"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_training(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        diffusion(**options)
 
 
 FAMILY = {"masked": Masked(), "uniform": Uniform(), "hybrid": Hybrid(share=0.3)}

@@ -67,7 +67,9 @@ def test_cross_entropy_trains_the_posterior_itself(process: TokenProcess) -> Non
     """Read as a posterior, the network's own softmax is what plain cross-entropy scores: -log softmax(logits)[x0]."""
     model = diffusion(process=process, objective=CrossEntropy(), parameterisation=Posterior(), backbone=trunk(time_conditioning=True))
     batch = ragged()
-    noised = model.spec.noising(model.process, batch.tokens, batch.target, batch.stratum, Rng(4, 9, batch.sample_id))
+    noised = (model.spec.noising or model.process.measure)(
+        model.process, batch.tokens, batch.target, batch.stratum, Rng(4, 9, batch.sample_id)
+    )
     hidden = model.backbone(noised.xt, model.backbone.context(batch), 1 - model.process.alpha(noised.t))
     log_prob = (hidden @ model.backbone.head().weight.T)[..., :TEXT].log_softmax(-1)
     costs = -log_prob.gather(-1, batch.tokens.clamp(max=TEXT - 1)[..., None])[..., 0]
@@ -158,7 +160,9 @@ def test_a_score_model_has_no_normalised_probabilities_and_no_bins() -> None:
 def test_scores_train_by_their_gradient() -> None:
     """The fused score loss has the gradient of one through plain logits."""
     model, batch = diffusion(parameterisation=Score()), ragged()
-    noised = model.spec.noising(model.process, batch.tokens, batch.target, batch.stratum, Rng(4, 9, batch.sample_id))
+    noised = (model.spec.noising or model.process.measure)(
+        model.process, batch.tokens, batch.target, batch.stratum, Rng(4, 9, batch.sample_id)
+    )
     hidden = model.backbone(noised.xt, model.backbone.context(batch), 1 - model.process.alpha(noised.t))
     log_y = (hidden @ model.backbone.head().weight.T)[..., :TEXT] - math.log(TEXT)
     k = (noised.xt == MASK).sum(1).clamp_min(1)

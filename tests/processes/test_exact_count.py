@@ -21,7 +21,7 @@ from textdiff.processes.interpolating import Interpolating
 from textdiff.processes.left_to_right import LeftToRight
 from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
-from textdiff.schedules import CosineSquared, FlowPolynomial, Geometric, LinearSigma, LogLinear, Polynomial, Schedule
+from textdiff.schedules import CosineSquared, FlowPolynomial, LinearSigma, LogLinear, Polynomial, Schedule
 from textdiff.vocab import Vocab
 
 PAIRS = torch.cartesian_prod(torch.arange(3), torch.arange(3))
@@ -87,7 +87,7 @@ def expectation(process: Interpolating, truth: Enumeration) -> float:
 
 
 CLOCKS: list[Schedule] = [LogLinear(), Polynomial(), FlowPolynomial(0.5), CosineSquared(), LinearSigma()]
-CASES = [(Uniform(clock), uniform_noise) for clock in [*CLOCKS, Geometric()]]
+CASES = [(Uniform(clock), uniform_noise) for clock in CLOCKS]
 CASES += [(Hybrid(clock, share=SHARE), hybrid_noise) for clock in CLOCKS]
 
 

@@ -18,7 +18,7 @@ from textdiff.processes.interpolating import Interpolating
 from textdiff.processes.uniform import Uniform
 from textdiff.projection import Head, Tilt
 from textdiff.randomness import Rng
-from textdiff.schedules import LogLinear
+from textdiff.schedules import Geometric, LogLinear
 from textdiff.vocab import Vocab
 
 TIMES = (1e-3, 0.03, 0.2, 0.5, 0.8, 0.97, 1 - 1e-3)
@@ -290,3 +290,10 @@ def test_rows_with_their_own_times_are_noised_at_their_own_rates(process: Interp
         share = torch.bincount(xt[:, position], minlength=4) / rows
         exact = Enumeration(noise).forward(time)[1]
         assert bool(((share - exact).abs() <= 4.5 * (exact / rows).sqrt()).all())
+
+
+@pytest.mark.parametrize("kind", [Uniform, Hybrid])
+def test_a_schedule_that_begins_noisy_is_refused(kind: type[Uniform] | type[Hybrid]) -> None:
+    """Its bound would owe a reconstruction at t = 0 that nothing here charges."""
+    with pytest.raises(ValueError, match="leaves noise at t = 0"):
+        kind(Geometric())

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.contracts import check_sampler
+from tests.contracts import check_pair_laws, check_sampler
 from tests.samplers.enumerated import HYBRID, UNIFORM, Case, run
 from tests.samplers.watched import CHAIN, PAIR, Watched, assert_law, blank, oracle, pair_law
-from textdiff.oracle import Markov, Oracle, total_variation
+from textdiff.oracle import Markov, Oracle
 from textdiff.processes.base import TokenProcess
 from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
@@ -91,28 +91,16 @@ def test_times_are_equal_steps_from_one_to_zero() -> None:
     assert [canvas.t for canvas in canvases] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
-def markov_distance(sequences: int, length: int, steps: int, process: TokenProcess) -> list[tuple[float, float]]:
-    """Total variation of the pair law at distance 1, 2 and 8: of sampled sequences, and of true ones."""
-    source, ids = Markov.random(16, length, seed=3), torch.arange(sequences)
-    samples = Ancestral(steps=steps).sample(Oracle.of(source, process), blank(sequences, length), Rng(0, 0, ids))
-    true = source.sample(sequences, Rng(1, 0, ids))
-    return [(total_variation(samples, source, d), total_variation(true, source, d)) for d in (1, 2, 8)]
-
-
 def test_source_of_sixteen_states_is_reproduced() -> None:
-    for sampled, true in markov_distance(400, 16, 300, Masked()):
-        assert sampled < 1.3 * true
+    source, ids = Markov.random(16, 16, seed=3), torch.arange(400)
+    check_pair_laws(Ancestral(steps=300).sample(oracle(source), blank(400, 16), Rng(0, 0, ids)), source)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("process", "steps"), [(Masked(), 1000), (Uniform(), 2000), (Hybrid(share=0.3), 2000)], ids=["masked", "uniform", "hybrid"]
-)
-def test_long_source_of_sixteen_states_is_reproduced_as_closely_as_true_samples_do(process: TokenProcess, steps: int) -> None:
-    distances = markov_distance(4000, 64, steps, process)
-    print(f"ancestral, {steps} steps, {process}: total variation (sampled, true) at distance 1, 2, 8:", distances)
-    for sampled, true in distances:
-        assert sampled < 1.2 * true
+@pytest.mark.parametrize("process", [Masked(), Uniform(), Hybrid(share=0.3)], ids=["masked", "uniform", "hybrid"])
+def test_long_source_of_sixteen_states_is_reproduced_as_closely_as_true_samples_do(process: TokenProcess) -> None:
+    source, ids = Markov.random(16, 64, seed=3), torch.arange(4000)
+    check_pair_laws(Ancestral(steps=1000).sample(Oracle.of(source, process), blank(4000, 64), Rng(0, 0, ids)), source)
 
 
 def test_unbound_process_vocabulary_is_named_in_the_error() -> None:

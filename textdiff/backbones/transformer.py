@@ -31,6 +31,7 @@ class TransformerConfig(BackboneConfig):
     mlp_ratio: float = 4.0
     layer_norm: bool = False  # LayerNorm without bias instead of RMSNorm
     time_conditioning: bool = False  # adaLN on the noise level; masked diffusion does without
+    time_scale: float = 10.0  # largest angle of the noise level's features; DiT's 1000 makes neighbouring levels strangers to each other
     labels: int = 0  # > 0: `batch.source` (B, 1) is a class in [0, labels); where it is not attended to, or absent, the class is unknown
     self_conditioning: bool = False  # reads the previous prediction too (Chen et al. 2022)
     encoder_layers: int = 0  # > 0: `batch.source` is encoded and cross-attended to
@@ -254,7 +255,7 @@ class Transformer(Backbone):
         if self.time_mlp is not None:
             if noise is None:
                 raise ValueError("the trunk is conditioned on time: pass the noise level")
-            time = self.time_mlp(_time_features(noise).to(self.embedding.weight.dtype))
+            time = self.time_mlp(_time_features(noise, self.config.time_scale).to(self.embedding.weight.dtype))
         if cache is not None and self.causal:  # the context covers the whole row; take the columns being read
             columns = slice(cache.length, cache.length + tokens.shape[1])
             cos, sin = context.rotation
@@ -278,9 +279,9 @@ class Transformer(Backbone):
         return Head(weight, None, banned_ids(banned, weight))
 
 
-def _time_features(noise: Tensor) -> Tensor:
-    """cos | sin features (B, 1, 256), or (B, L, 256), of noise levels (B,) or (B, L) in [0, 1] scaled to the customary 0..1000."""
+def _time_features(noise: Tensor, scale: float) -> Tensor:
+    """cos | sin features (B, 1, 256), or (B, L, 256), of noise levels (B,) or (B, L) in [0, 1], at angles of up to `scale` radians."""
     half = _TIME_FEATURES // 2
     frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=noise.device, dtype=torch.float32) / half)
-    angle = 1000 * (noise if noise.dim() == 2 else noise[:, None]).float()[..., None] * frequency
+    angle = scale * (noise if noise.dim() == 2 else noise[:, None]).float()[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

@@ -35,7 +35,7 @@ def _denoised(model: DiscreteDiffusionLM, batch: Batch, step: int) -> tuple[Nois
     """The noise that `ours` meets, the trunk's answer, the masked positions (B, L) and their weight 1/t (B, 1)."""
     process = model.process
     assert isinstance(process, Masked)
-    noised = model.spec.noising(process, batch.tokens, batch.target, batch.stratum, Rng(0, step, batch.sample_id))
+    noised = process.measure(process, batch.tokens, batch.target, batch.stratum, Rng(0, step, batch.sample_id))
     pred = model.predictor(batch)(noised.xt, noised.t)
     assert isinstance(pred, HeadPrediction)
     weight = (noised.weight * process.rate(noised.t))[:, None].to(pred.hidden.dtype)

@@ -61,10 +61,12 @@ class Generate:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        from textdiff.models.classifier import refuse_classifier
         from textdiff.models.loading import load
 
         device = device_named(self.device)
         model: Any = load(self.model)
+        refuse_classifier(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
         ids = self._ids(model).to(model.to(device).device)

@@ -48,12 +48,14 @@ class Perplexity:
         logging.disable_progress_bar()
         from textdiff.data.layout import scored_examples
         from textdiff.evaluation.likelihood import likelihood
+        from textdiff.models.classifier import refuse_classifier
         from textdiff.models.loading import load
         from textdiff.report import scoring
 
         self._check()
         device = device_named(self.device)
         model = load(self.model)
+        refuse_classifier(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
         length = min(128, model.max_length) if self.length is None else self.length

@@ -77,16 +77,27 @@ class GuidedDenoiser:
 
 
 class Unconditional(GuidedDenoiser):
-    """A denoiser that is not told the condition."""
+    """A denoiser that is not told the condition, a label; for a batch whose source is text it raises ValueError."""
 
     def predictor(self, batch: Batch) -> Predictor:
+        if batch.source.shape[1] > 1:
+            raise ValueError(f"the source is {tuple(batch.source.shape)}, expected one label per row: guidance takes no text to encode")
         return self.inner.predictor(batch._replace(source=batch.source[:, :0], source_attend=batch.source_attend[:, :0]))
 
 
 class Guided(Prediction):
-    """A belief that carries what a `GuidedProcess` must know of its batch."""
+    """A belief that carries what a `GuidedProcess` must know of its batch; its logits are what the guidance believes of x0."""
 
     target: Tensor  # (B, L) bool, the positions that are generated
+
+    def each(self, change: Callable[[Prediction], Prediction]) -> "Guided":
+        """The same with each of the beliefs that it is made of changed."""
+        raise NotImplementedError
+
+
+def each(pred: Prediction, change: Callable[[Prediction], Prediction]) -> Prediction:
+    """A belief changed, or where it is `Guided` all that it is made of."""
+    return pred.each(change) if isinstance(pred, Guided) else change(pred)
 
 
 Law = Callable[[Tensor], Tensor]  # where (B, L) bool -> log p(xs | xt) there, (N, V), normalised
@@ -134,7 +145,7 @@ class GuidedProcess(TokenProcess):
     def step(self, pred: Prediction, xt: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         """One draw per position from its guided law; what is known stays."""
         if not isinstance(pred, Guided):
-            raise ValueError("guidance of reverse steps must be the outermost: put filters and other guidance inside of it")
+            raise ValueError("guidance of reverse steps must be the outermost but for Filters: put other guidance inside of it")
         law, uniform, xs = self.law(pred, xt, t, s), rng.uniform("draw", (xt.shape[1],)), xt
         for where in _portions(pred.target & self.changes(xt, t, s, rng)):
             xs = xs.masked_scatter(where, draw_categorical(law(where), uniform[where])[0])

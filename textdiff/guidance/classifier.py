@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textdiff.batch import Batch
-from textdiff.guidance.base import Guidance, Guided, GuidedDenoiser, GuidedProcess, Law, Unconditional, token_process
+from textdiff.guidance.base import Guidance, Guided, GuidedDenoiser, GuidedProcess, Law, Unconditional, each, token_process
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser, Predictor, Process, per_token
 from textdiff.randomness import Rng
@@ -60,10 +60,14 @@ class Asked(Guided):
 
     def __init__(self, inner: Prediction, classes: Classes, target: Tensor) -> None:
         self.inner, self.classes, self.target = inner, classes, target
-        self.shape, self.device = inner.shape, inner.device
+        self.shape, self.device, self.calls = inner.shape, inner.device, inner.calls
 
     def logits(self, where: Tensor | None = None) -> Tensor:
         return self.inner.logits(where)
+
+    def each(self, change: Callable[[Prediction], Prediction]) -> "Asked":
+        """The classifier weighs what the changed belief leaves."""
+        return Asked(each(self.inner, change), self.classes, self.target)
 
     def draw(self, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
         """Refused: clean tokens drawn here would not be guided."""
@@ -76,7 +80,8 @@ Gain = Callable[[Tensor, Tensor], Tensor]  # where (B, L), possible (N, V) bool 
 @dataclass(frozen=True, eq=False)
 class ClassifierBased(Guidance):
     """The class of a row is its label in `batch.source` (B, 1); rows that do not attend to theirs are not guided, and the model is never
-    told it. Samplers that draw clean tokens by themselves are refused: this guidance lives in the reverse step.
+    told it. Samplers that draw clean tokens by themselves are refused: this guidance lives in the reverse step. Network calls (`nfe`) are
+    the model's: the classifier's own passes are not counted. Filters act on the model's belief, and the classifier weighs what they keep.
 
     Raises ValueError for a negative gamma, noise that is not over tokens, and, when asked for a batch, a source that is no label.
     """

@@ -6,14 +6,14 @@ gamma = 0 is the unconditional model and gamma = 1 the conditional one, each in 
 Masks: the beliefs about x0 are weighed, which keeps the rate of reveals. Uniform and hybrid noise: the laws p(xs | xt) are.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from textdiff.batch import Batch
-from textdiff.guidance.base import Guidance, Guided, GuidedDenoiser, GuidedProcess, Law, Unconditional, token_process
+from textdiff.guidance.base import Guidance, Guided, GuidedDenoiser, GuidedProcess, Law, Unconditional, each, token_process
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser, Predictor, Process
 from textdiff.processes.hybrid import Hybrid
@@ -22,7 +22,7 @@ from textdiff.processes.masked import Masked
 
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """The condition is the batch's `source`: a label, or text for a model with an encoder; without it the source is taken away.
+    """The condition is the label in the batch's `source` (B, 1); the model is asked with it and not told it.
 
     Raises ValueError for a negative gamma, noise that is not over tokens, and, when asked for a batch, where that has no source.
     """
@@ -68,8 +68,13 @@ def _check(gamma: float) -> None:
 
 
 def tempered(conditional: Tensor, without: Tensor, gamma: float) -> Tensor:
-    """gamma log p(. | y) + (1 - gamma) log p(.), not normalised; what either rules out stays ruled out."""
+    """gamma log p(. | y) + (1 - gamma) log p(.), not normalised; what either rules out stays ruled out.
+
+    Raises ValueError where nothing is left.
+    """
     ruled_out = conditional.isneginf() | without.isneginf()  # their difference would be no number
+    if bool(ruled_out.all(-1).any()):
+        raise ValueError("the beliefs with and without the condition have no token in common: apply filters to the guided denoiser")
     return (gamma * conditional + (1 - gamma) * without).masked_fill(ruled_out, -torch.inf)
 
 
@@ -78,10 +83,13 @@ class Tempered(Guided):
 
     def __init__(self, conditional: Prediction, without: Prediction, gamma: float, target: Tensor) -> None:
         self.conditional, self.without, self.gamma, self.target = conditional, without, gamma, target
-        self.shape, self.device = conditional.shape, conditional.device
+        self.shape, self.device, self.calls = conditional.shape, conditional.device, conditional.calls + without.calls
 
     def logits(self, where: Tensor | None = None) -> Tensor:
         return tempered(self.conditional.logits(where), self.without.logits(where), self.gamma)
+
+    def each(self, change: Callable[[Prediction], Prediction]) -> "Tempered":
+        return Tempered(each(self.conditional, change), each(self.without, change), self.gamma, self.target)
 
     def _chunks(self, where: Tensor) -> Iterator[tuple[slice, Tensor]]:
         for (rows, conditional), (_, without) in zip(self.conditional._chunks(where), self.without._chunks(where), strict=True):

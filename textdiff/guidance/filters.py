@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textdiff.guidance.base import Guidance, GuidedDenoiser
+from textdiff.guidance.base import Guidance, GuidedDenoiser, GuidedProcess, each
 from textdiff.prediction import MostProbable, Prediction, TransformedPrediction
 from textdiff.processes.base import Denoiser
 
@@ -14,7 +14,9 @@ from textdiff.processes.base import Denoiser
 class Filters(Guidance):
     """Divide logits by `temperature` (0: always the most probable token), keep the `top_k` best (0: all), then the nucleus of mass `top_p`.
 
-    The token that crosses `top_p` is kept (Holtzman et al. 2020, as Hugging Face and Duo; BD3-LM and ReMDM drop it).
+    The token that crosses `top_p` is kept (Holtzman et al. 2020, as Hugging Face and Duo; BD3-LM and ReMDM drop it). They are made for the
+    outside of other guidance, so that the tokens kept are the best of the guided belief about x0. Where guidance weighs reverse steps, each
+    belief that it weighs is divided by the temperature and cut to those tokens: the best of p(xs | xt) itself is almost always not to move.
     """
 
     temperature: float = 1.0
@@ -32,11 +34,16 @@ class Filters(Guidance):
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self == Filters():
             return denoiser
-        return GuidedDenoiser(denoiser, self.applied)
+        return GuidedDenoiser(denoiser, self.within if isinstance(denoiser.process, GuidedProcess) else self.applied)
 
     def applied(self, pred: Prediction) -> Prediction:
         """A prediction that draws from the filtered law."""
         return MostProbable(pred) if self.temperature == 0 else TransformedPrediction(pred, self.logits)
+
+    def within(self, pred: Prediction) -> Prediction:
+        """A guided prediction whose beliefs keep the tokens that the filtered guided belief does."""
+        kept = self.applied(pred)
+        return each(pred, lambda belief: _Kept(belief, kept, self.temperature or 1.0))  # at 0 one token is left, whatever its logit
 
     def logits(self, logits: Tensor) -> Tensor:
         """Filtered logits (N, V) at a temperature above 0; what is dropped is -inf."""
@@ -50,3 +57,14 @@ class Filters(Guidance):
             before = probability.double().cumsum(-1) - probability.double()
             logits = logits.masked_fill((before >= self.top_p).gather(-1, index.argsort(-1)), -torch.inf)
         return logits
+
+
+class _Kept(Prediction):
+    """A belief at a temperature above 0, cut to the tokens that `kept` gives a chance."""
+
+    def __init__(self, inner: Prediction, kept: Prediction, temperature: float) -> None:
+        self.inner, self.kept, self.temperature = inner, kept, temperature
+        self.shape, self.device, self.calls = inner.shape, inner.device, inner.calls
+
+    def logits(self, where: Tensor | None = None) -> Tensor:
+        return (self.inner.logits(where) / self.temperature).masked_fill(self.kept.logits(where).isneginf(), -torch.inf)

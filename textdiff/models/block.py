@@ -1,6 +1,7 @@
 """How a trunk is asked about blocks: training and likelihood read whole rows at once as [xt ; x0], sampling one block after cached ones."""
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -27,9 +28,17 @@ class Network(NamedTuple):
     parameterisation: Parameterisation
     shift: bool  # position l is read from the trunk's output at l - 1
 
-    def previous(self, belief: Prediction | None) -> Tensor | None:
-        """(B, n, H) the mean embedding of the belief before, for trunks that read one."""
-        return belief.mean(self.head.weight) if belief is not None and self.backbone.self_conditioned else None
+
+def conditioned(backbone: Backbone, head: Head, previous: Prediction | None, read: Callable[[Tensor | None], Prediction]) -> Prediction:
+    """A belief read with the mean embedding (B, L, H) of a previous one, where the trunk takes that: of its own first belief when there is
+    none, which is a second network call. No gradient flows back through it (Chen et al. 2022)."""
+    if not backbone.self_conditioned:
+        return read(None)
+    with torch.no_grad():
+        mean = (read(None) if previous is None else previous).mean(head.weight)
+    belief = read(mean)
+    belief.calls = 2 if previous is None else 1
+    return belief
 
 
 class Rows(NamedTuple):
@@ -67,10 +76,16 @@ class PairedPredictor:
         return context.at(columns, attention_masks.noisy_and_clean(attend, document, self.network.process.size))
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
-        """Belief about x0 (B, L); the clean tokens are the batch's own."""
+        """Belief about x0 (B, L); the clean tokens are the batch's own. A self-conditioned trunk reads its own first belief."""
+        return conditioned(self.network.backbone, self.network.head, previous, partial(self._read, xt, t))
+
+    def alone(self, xt: Tensor, t: Tensor) -> Prediction:
+        """Belief about x0 without a previous one."""
+        return self._read(xt, t, None)
+
+    def _read(self, xt: Tensor, t: Tensor, seen: Tensor | None) -> Prediction:
         network, tokens = self.network, self.batch.tokens
         noise = (1 - network.process.alpha(per_token(t))).expand(xt.shape)
-        seen = network.previous(previous)
         both = None if seen is None else torch.cat([seen, torch.zeros_like(seen)], dim=1)
         noise = torch.cat([noise, torch.zeros_like(noise)], dim=1)
         hidden, clean = network.backbone(torch.cat([xt, tokens], dim=1), self._context, noise, previous=both).chunk(2, dim=1)
@@ -99,11 +114,15 @@ class BlockPredictor:
         self.finished = layers[0][0].shape[2] if layers else 0
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
-        """Belief about x0 of the block, (B, n) with n at most the size of a block."""
+        """Belief about x0 of the block, (B, n) with n at most the size of a block. A self-conditioned trunk reads its own first belief."""
         network, size = self.network, self.network.process.size
         if xt.shape[1] > size:
             raise ValueError(f"a canvas of {xt.shape[1]} tokens is longer than a block of {size}: extend the predictor block by block")
-        hidden, _ = self._read(xt, 1 - network.process.alpha(t), network.previous(previous))
+        return conditioned(network.backbone, network.head, previous, partial(self._belief, xt, t))
+
+    def _belief(self, xt: Tensor, t: Tensor, seen: Tensor | None) -> Prediction:
+        network = self.network
+        hidden, _ = self._read(xt, 1 - network.process.alpha(t), seen)
         if network.shift:
             starts = self.batch.starts[:, self.finished : self.finished + xt.shape[1], None]
             last = hidden[:, :1] if self.last is None else self.last  # nothing is before the first block, which opens a document

@@ -34,6 +34,11 @@ class ClassifierSpec(ModelSpec):
     def __post_init__(self) -> None:
         if self.labels < 2:
             raise ValueError(f"labels is {self.labels}, expected 2 classes or more")
+        trunk = self.backbone
+        idle = {"labels": trunk.labels, "self_conditioning": trunk.self_conditioning, "encoder_layers": trunk.encoder_layers}
+        for name, value in {**idle, "tied=False": not trunk.tied}.items():
+            if value:  # weights that would never be trained
+                raise ValueError(f"a classifier's backbone has no use for {name}: leave it out")
 
     def build(self, vocab: Vocab) -> "NoisyClassifier":
         """The model with fresh weights."""
@@ -49,7 +54,7 @@ class SoftEmbedding(nn.Embedding):
 
 
 class NoisyClassifier(LanguageModel):
-    """log p(y | zt); the label of a row is its `source` (B, 1), and rows that do not attend to theirs teach nothing."""
+    """log p(y | zt); the label of a row is its `source` (B, 1)."""
 
     config: ClassifierConfig
     nll_is_bound = False
@@ -78,17 +83,22 @@ class NoisyClassifier(LanguageModel):
         return logits.float().log_softmax(-1) if logits.dtype in (torch.bfloat16, torch.float16) else logits.log_softmax(-1)
 
     def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
-        """Cross-entropy of the labels; each row counts once for each of its targets, because losses are divided by those."""
+        """Cross-entropy of the labels; each row counts once for each of its targets, because losses are divided by those.
+
+        Raises ValueError where a row has no label, or does not attend to it.
+        """
         labels = self.spec.labels
         if batch.source.shape[1] != 1 or not 0 <= int(batch.source.min()) <= int(batch.source.max()) < labels:
             raise ValueError(f"the source is {tuple(batch.source.shape)}, expected one label per row in 0 .. {labels - 1}")
+        if not bool(batch.source_attend.all()):
+            raise ValueError(f"{int((~batch.source_attend).sum())} rows hide their label, and a classifier learns from labelled rows only")
         z, noise = batch.tokens, torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
         if self.process is not None:
             rng = Rng(seed, step, batch.sample_id)
             noised = UniformTime()(self.process, batch.tokens, batch.target, batch.stratum, rng)
             z, noise = noised.xt, 1 - self.process.alpha(noised.t)
         log_prob, label = self.log_prob(z, noise, batch.attend), batch.source[:, 0]
-        count = batch.target.sum(1) * batch.source_attend[:, 0]
+        count = batch.target.sum(1)
         nats = -(log_prob.gather(1, label[:, None])[:, 0] * count).sum()
         right = ((log_prob.argmax(1) == label) * count).sum()
         return Loss(nats, batch.target.sum(), nats.detach(), {"accuracy": right.to(nats.dtype)})
@@ -98,3 +108,9 @@ class NoisyClassifier(LanguageModel):
         """The likeliest class of each row of clean tokens, (B,)."""
         noise = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
         return self.log_prob(batch.tokens, noise, batch.attend).argmax(1)
+
+
+def refuse_classifier(model: LanguageModel, name: str) -> None:
+    """Raise ValueError for a classifier where a model of texts is needed."""
+    if isinstance(model, NoisyClassifier):
+        raise ValueError(f"{name} is a classifier, which neither writes text nor scores it: give the model that it guides")

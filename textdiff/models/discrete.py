@@ -1,6 +1,7 @@
 """Diffusion over tokens: a process, a trunk that sees the noisy tokens, and an objective."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,16 +12,17 @@ from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
-from textdiff.models.block import Network, PairedPredictor, Rows
+from textdiff.models.block import Network, PairedPredictor, Rows, conditioned
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts
-from textdiff.models.objective import Bound, Objective
+from textdiff.models.objective import Bound, BoundAndCrossEntropy, CrossEntropy, Dynamic, Objective
 from textdiff.models.parameterisation import LeaveOneOut, Parameterisation, Score
 from textdiff.prediction import Prediction, Withheld
-from textdiff.processes.base import Noised, Noising, Predictor, TokenProcess
+from textdiff.processes.base import Noised, Noising, TokenProcess
 from textdiff.processes.block import Block
-from textdiff.processes.exact_count import ExactCount
+from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
+from textdiff.processes.uniform import Uniform
 from textdiff.projection import Head
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
@@ -43,20 +45,28 @@ class Discrete(ModelSpec):
     process: TokenProcess = Masked()
     backbone: BackboneConfig = field(default_factory=TransformerConfig)
     objective: Objective = Bound()
-    noising: Noising = ExactCount()
+    noising: Noising | None = None  # None: as the process measures its bound
     parameterisation: Parameterisation = LeaveOneOut()
     shift: bool = False  # position l is read from the trunk's output at l - 1, as trunks that came from an AR model expect
     curriculum: float = 0.0  # first part of training in which tokens are masked instead: uniform noise is learnt much faster after it
     label_dropout: float = 0.0  # chance that a row's label is hidden in training, so that the model can be asked without one too
 
     def __post_init__(self) -> None:
+        process = self.process.inner if isinstance(self.process, Block) else self.process
+        kind, free = type(process).__name__, isinstance(self.parameterisation, Score)
         if not 0 <= self.label_dropout <= 1:
             raise ValueError(f"label_dropout is {self.label_dropout}, expected a chance in [0, 1]")
         if not 0 <= self.curriculum < 1 or (self.curriculum and isinstance(self.process, (Masked, Block))):
-            kind = type(self.process).__name__
+            name = type(self.process).__name__
             raise ValueError(
-                f"curriculum is {self.curriculum} for {kind}: expected a part of training in [0, 1), and 0 for masks and blocks"
+                f"curriculum is {self.curriculum} for {name}: expected a part of training in [0, 1), and 0 for masks and blocks"
             )
+        if free and not (isinstance(process, Masked) or (isinstance(process, Uniform) and not process.ids and not process.every_id)):
+            raise ValueError(f"scores are read under masks or uniform noise over the real tokens, not under this {kind}: use LeaveOneOut")
+        if free and isinstance(self.objective, (CrossEntropy, BoundAndCrossEntropy)) and not isinstance(process, Masked):
+            raise ValueError(f"a score model has no cross-entropy under {kind} noise: train it on Bound or Clipped")
+        if isinstance(self.objective, Dynamic) and (not isinstance(self.process, Hybrid) or self.curriculum):
+            raise ValueError(f"Dynamic weighs mask and uniform noise apart: expected Hybrid noise without a curriculum, got {kind}")
 
     def build(self, vocab: Vocab, backbone: Backbone | None = None) -> "DiscreteDiffusionLM":
         """The model with fresh weights, or around a trunk that already has them."""
@@ -72,11 +82,17 @@ class NetworkPredictor:
         self.starts = starts  # (B, L) bool, the first position of each document
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> Prediction:
-        """Belief about x0; the trunk is told the noise level 1 - alpha(t), which means the same under every schedule, and where it can read
-        one the mean embedding of the `previous` belief."""
+        """Belief about x0; the trunk is told the noise level 1 - alpha(t), which means the same under every schedule. A trunk that reads a
+        `previous` belief is given its own first one when there is none: two network calls."""
+        return conditioned(self.model.backbone, self.head, previous, partial(self._read, xt, t))
+
+    def alone(self, xt: Tensor, t: Tensor) -> Prediction:
+        """Belief about x0 without a previous one."""
+        return self._read(xt, t, None)
+
+    def _read(self, xt: Tensor, t: Tensor, previous: Tensor | None) -> Prediction:
         model = self.model
-        seen = previous.mean(self.head.weight) if previous is not None and model.backbone.self_conditioned else None
-        hidden = model.backbone(xt, self.context, 1 - self.process.alpha(t), previous=seen)
+        hidden = model.backbone(xt, self.context, 1 - self.process.alpha(t), previous=previous)
         if model.spec.shift:
             # the first token of a document has no left neighbour in it and is read at its own, noisy, position
             hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
@@ -97,6 +113,9 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         super().__init__(config, trusted)
         self.process: TokenProcess = self.spec.process.bind(self.vocab)
         self.backbone = self.spec.backbone.build(self.vocab, causal=False) if backbone is None else backbone
+        self._lesson = Masked(self.process.schedule).bind(self.vocab) if self.spec.curriculum else self.process
+        if self.spec.label_dropout and not self.backbone.labels:
+            raise ValueError(f"label_dropout is {self.spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
         if isinstance(self.process, Block) and not self.backbone.reads_blocks:
             name = type(self.backbone).__name__
             raise ValueError(f"block diffusion reads rows under masks that {name} trunks do not take yet: use textdiff's Transformer")
@@ -138,7 +157,7 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
             told = rng.uniform("label", ()) >= self.spec.label_dropout
             batch = batch._replace(source_attend=batch.source_attend & told[:, None])
         process = self._process_at(progress)
-        noised = self.spec.noising(process, clean.x, batch.target, batch.stratum, rng)
+        noised = (self.spec.noising or process.measure)(process, clean.x, batch.target, batch.stratum, rng)
         predict = self._predictor(batch, process)
         pred = predict(noised.xt, noised.t, self._first_guess(predict, noised, rng))
         nats, bound = self.spec.objective(process, pred, clean, noised, batch.target)
@@ -147,14 +166,14 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
 
     def _process_at(self, progress: float) -> TokenProcess:
         """The noise to train on; each step's is a function of how much of the training is done."""
-        return self.process if progress >= self.spec.curriculum else Masked(self.process.schedule).bind(self.vocab)
+        return self.process if progress >= self.spec.curriculum else self._lesson
 
-    @torch.no_grad()
-    def _first_guess(self, predict: Predictor, noised: Noised, rng: Rng) -> Prediction | None:
-        """For trunks that read a previous belief: their own without one, in half of the rows (Chen et al. 2022)."""
+    def _first_guess(self, predict: NetworkPredictor | PairedPredictor, noised: Noised, rng: Rng) -> Prediction | None:
+        """For trunks that read a previous belief: their own first one, in half of the rows (Chen et al. 2022)."""
         if not self.backbone.self_conditioned:
             return None
-        return Withheld(predict(noised.xt, noised.t), rng.uniform("self_condition", ()) < 0.5)
+        with torch.no_grad():
+            return Withheld(predict.alone(noised.xt, noised.t), rng.uniform("self_condition", ()) < 0.5)
 
     @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:

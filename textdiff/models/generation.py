@@ -142,7 +142,7 @@ class TextDiffusionGenerationMixin:
     ) -> TextDiffusionOutput:
         """Continue prompts (B, P), padded on either side, by `max_new_tokens`, and fill every mask token in them.
 
-        `source` (B, S) is the condition of models that take one, such as a label (B, 1); `guidance` is applied outside the filters.
+        `source` (B, S) is the condition of models that take one, such as a label (B, 1); the filters act on what `guidance` believes.
         Raises ValueError for prompts that do not fit the model, a sampler that does not fit its process, and unknown options.
         """
         denoiser: Any = self
@@ -154,8 +154,7 @@ class TextDiffusionGenerationMixin:
         prompt = self._canvas(input_ids, attention_mask, config.max_new_tokens, source)
         seed = int(torch.randint(2**31, ())) if config.seed is None else config.seed
         rng = Rng(seed, 0, prompt.batch.sample_id)
-        guided: Denoiser = config.filters()(denoiser)
-        guided = guided if guidance is None else guidance(guided)
+        guided: Denoiser = config.filters()(denoiser if guidance is None else guidance(denoiser))
         canvas = None
         if streamer is not None:
             streamer.put(input_ids.cpu())

@@ -36,8 +36,13 @@ class CrossEntropy(Objective):
     """Plain cross-entropy of the tokens that noise may have changed, every noise level alike (BERT, MaskGIT; UDLM's simple loss)."""
 
     def __call__(self, process: Process, pred: Prediction, clean: Clean, noised: Noised, where: Tensor) -> tuple[Tensor, Tensor]:
-        nats = _tokens(process).cross_entropy(pred, clean, noised.xt, noised.t, where)
-        return nats, _bound(process, pred, clean, noised, where)
+        process = _tokens(process)
+        nats = process.cross_entropy(pred, clean, noised.xt, noised.t, where)
+        if process.clean_costs or noised.s is not None:
+            return nats, _bound(process, pred, clean, noised, where)
+        found = nats.detach()  # only touched tokens cost something, and that is their cross-entropy times the weight
+        weight = (process.weight(clean, noised.xt, noised.t) * per_token(noised.weight)).where(found != 0, 0.0)
+        return nats, found * weight.to(nats.dtype)
 
 
 @dataclass(frozen=True)

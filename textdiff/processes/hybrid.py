@@ -14,7 +14,6 @@ from textdiff.processes.interpolating import Interpolating, Levels
 from textdiff.vocab import Vocab
 
 _BISECTIONS = 60
-_CLEAN = 1e-9
 
 
 @dataclass(frozen=True)
@@ -27,8 +26,7 @@ class Hybrid(Interpolating):
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1 or not 0 < self.gamma <= 2:
             raise ValueError(f"share is {self.share} and gamma {self.gamma}: expected share in [0, 1) and gamma in (0, 2]")
-        if float(1 - self.schedule.alpha(torch.zeros(()))) > _CLEAN:  # u^(gamma/2) would make much of what little noise is left there
-            raise ValueError(f"{self.schedule} leaves noise at t = 0: hybrid noise needs a schedule that begins clean, such as LogLinear")
+        super().__post_init__()
 
     def absorbing(self, vocab: Vocab) -> int:
         if vocab.mask_id is None:

@@ -26,6 +26,7 @@ from textdiff.schedules import inside
 from textdiff.vocab import Vocab
 
 _TINY = 1e-300
+_CLEAN = 1e-9
 
 
 class Levels(NamedTuple):
@@ -62,6 +63,10 @@ class Interpolating(TokenProcess):
     rows: int = field(default=0, init=False)
     covers: bool = field(default=False, init=False)  # whether every id that can be predicted is a noise id
 
+    def __post_init__(self) -> None:
+        if float(1 - self.schedule.alpha(torch.zeros((), device="cpu"))) > _CLEAN:
+            raise ValueError(f"{self.schedule} leaves noise at t = 0, and no bound here pays for it: use one that begins clean")
+
     def levels(self, t: Tensor) -> Levels:
         """Signal, noise and rates at times t."""
         raise NotImplementedError
@@ -83,14 +88,19 @@ class Interpolating(TokenProcess):
         return -1
 
     @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """The noise ids (K,), and which ids they are, (V,) bool."""
-        ids = torch.tensor(self.ids)
-        return ids, torch.zeros(self.rows, dtype=torch.bool).index_fill(0, ids, True)
+    def _tables(self) -> dict[torch.device, tuple[Tensor, Tensor]]:
+        return {}
+
+    def _table(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The noise ids (K,), and which ids they are, (V,) bool; made once per device."""
+        if device not in self._tables:
+            ids = torch.tensor(self.ids, device=device)
+            self._tables[device] = ids, torch.zeros(self.rows, dtype=torch.bool, device=device).index_fill(0, ids, True)
+        return self._tables[device]
 
     def is_noise(self, tokens: Tensor) -> Tensor:
         """Whether tokens are among the noise ids, bool of their shape."""
-        return self._table[1].to(tokens.device)[tokens]
+        return self._table(tokens.device)[1][tokens]
 
     def noise_at(self, tokens: Tensor, levels: Levels) -> Tensor:
         """b_t at tokens, float64."""
@@ -103,7 +113,7 @@ class Interpolating(TokenProcess):
 
     def _noise(self, like: Tensor, levels: Levels, rng: Rng) -> Tensor:
         """Draws (B, L) from b / (1 - alpha)."""
-        ids = self._table[0].to(like.device)
+        ids = self._table(like.device)[0]
         drawn = ids[rng.integers("noise", like.shape[1:], len(ids))]
         share = levels.mask / (levels.mask + len(ids) * levels.noise).clamp_min(_TINY)
         return torch.where(rng.uniform("mask", like.shape[1:]) < share, self.mask_id, drawn)
@@ -111,7 +121,7 @@ class Interpolating(TokenProcess):
     def _divergence(self, pred: Prediction, clean: Tensor, xt: Tensor, levels: Levels, where: Tensor) -> Divergence:
         """Between the true and the predicted law of the noised token at `levels`, each (B, L), for the tokens z = `xt`."""
         log_odds = levels.alpha.clamp_min(_TINY).log() - levels.noise.clamp_min(_TINY).log()
-        ids = None if self.covers else self._table[0].to(xt.device)
+        ids = None if self.covers else self._table(xt.device)[0]
         terms = pred.terms(torch.stack([clean, xt], -1), where, log_odds, ids)
         at = Levels(*(level[where] for level in levels))
         x, z, (log_x, log_z) = clean[where], xt[where], terms.log_prob.double().unbind(-1)
@@ -210,7 +220,7 @@ class Interpolating(TokenProcess):
         route = rng.uniform("route", xt.shape[1:]) * total
         is_clean = asked & (route < jumped * before.alpha)
         is_noise = asked & ~is_clean & (route < jumped)
-        xs = xt.masked_scatter(asked, pred.draw(asked, rng)[0]).where(is_clean, xt)
+        xs = xt.masked_scatter(is_clean, pred.draw(is_clean, rng)[0])
         return torch.where(is_noise, self._noise(xt, before, rng), xs)
 
     def log_posterior(self, pred: Prediction, xt: Tensor, t: Tensor, s: Tensor, where: Tensor) -> Tensor:
@@ -231,5 +241,6 @@ class Interpolating(TokenProcess):
 
     def _noise_table(self, at: Levels) -> Tensor:
         """b_t over the vocabulary, (N, V) float64."""
-        table = at.noise[:, None] * self._table[1].to(at.noise.device)
-        return table if self.mask_id < 0 else table.index_add(-1, self._table[0].new_tensor([self.mask_id]), at.mask[:, None])
+        ids, among = self._table(at.noise.device)
+        table = at.noise[:, None] * among
+        return table if self.mask_id < 0 else table.index_add(-1, ids.new_tensor([self.mask_id]), at.mask[:, None])

@@ -65,7 +65,7 @@ class Masked(TokenProcess):
         if left > 0:
             x1 = self.prior(clean.x, rng).where(where, clean.x)
             asked = where & self.is_masked(x1)
-            log_prob = predict(x1, one).log_prob(clean.tokens, asked)
+            log_prob = _log_prob(predict(x1, one), clean.tokens, asked)
             nats = nats + torch.zeros_like(nats).masked_scatter(asked, -left * log_prob)
         return nats
 

@@ -41,7 +41,7 @@ class Uniform(Interpolating):
         x, z, count = clean[where], xt[where], len(self.ids)
         log_y, log_total = (part.double() + pred.offset for part in pred.scores(torch.stack([clean, xt], -1), where))
         log_x, log_z = log_y.unbind(-1)
-        ids = self._table[0].to(xt.device)
+        ids = self._table(xt.device)[0]
         logs = pred.total(ids, where).double() + count * pred.offset
         same = x == z
         top = torch.log1p(at.alpha / at.noise)  # log of r_x when z is not x

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 
 from textdiff.batch import Batch
-from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Canvas, Sampler, require_steps, start
@@ -34,20 +33,18 @@ class Ancestral(Sampler):
         canvas, known, target = start(denoiser, batch, rng)
         predictor, process = denoiser.predictor(batch), denoiser.process
         yield canvas
-        previous: Prediction | None = None
         times = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64, device=known.device)
         for i, (t, s) in enumerate(pairwise(times)):
             step_rng, rows_t, rows_s = rng.draw(i), t.expand(len(known)), s.expand(len(known))
             changes = process.changes(canvas.x, rows_t, rows_s, step_rng)
             rows = target.any(1) if changes is None else (changes & target).any(1)
             index = rows.nonzero()[:, 0]
-            x = canvas.x
+            x, nfe = canvas.x, canvas.nfe
             if len(index):
                 xt, rows_t, rows_s = x[index], rows_t[index], rows_s[index]
-                pred = predictor.rows(index)(xt, rows_t, previous if len(index) == len(known) else None)
-                previous = pred
+                pred = predictor.rows(index)(xt, rows_t)
                 xs = process.step(pred, xt, rows_t, rows_s, step_rng.rows(index))
-                x = x.index_copy(0, index, xs.where(target[index], known[index]))
+                x, nfe = x.index_copy(0, index, xs.where(target[index], known[index])), nfe + rows * pred.calls
             settled = ~target | process.settled(x)
-            canvas = Canvas(x, float(s), canvas.nfe + rows, settled if s > 0 else torch.ones_like(settled))
+            canvas = Canvas(x, float(s), nfe, settled if s > 0 else torch.ones_like(settled))
             yield canvas

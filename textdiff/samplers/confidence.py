@@ -61,7 +61,7 @@ class Confidence(Sampler):
             tokens = torch.zeros_like(canvas.x[index]).masked_scatter(asked, drawn)
             x = canvas.x.index_copy(0, index, tokens.where(commit, canvas.x[index]))
             remaining = remaining.index_copy(0, index, asked & ~commit)
-            nfe = canvas.nfe.index_add(0, index, torch.ones_like(index))
+            nfe = canvas.nfe.index_add(0, index, torch.full_like(index, pred.calls))
             canvas = Canvas(x, float(remaining.sum() / target.sum()), nfe, ~remaining)
             step += 1
             yield canvas

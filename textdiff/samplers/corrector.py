@@ -51,7 +51,7 @@ class Corrected(Stepwise):
         return walk.update(x, t, walk.target if changes is None else changes & walk.target, step)
 
     def correct(self, walk: Walk, x: Tensor, s: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """The state after one correction at level s, and which rows the network was asked about."""
+        """The state after one correction at level s, and the network calls of each row, (B,) long."""
         raise NotImplementedError
 
 
@@ -71,8 +71,8 @@ class _Random(Corrected):
         def redraw(pred: Prediction, xt: Tensor, index: Tensor) -> Tensor:
             return xt.masked_scatter(clean[index], pred.draw(clean[index], rng.rows(index))[0])
 
-        x, rows = walk.update(shown, s, clean, redraw)
-        return process.touch(x, chosen & ~clean, s, rng), rows
+        x, calls = walk.update(shown, s, clean, redraw)
+        return process.touch(x, chosen & ~clean, s, rng), calls
 
 
 @dataclass(frozen=True)

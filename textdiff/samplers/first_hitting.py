@@ -44,5 +44,5 @@ class FirstHitting(Sampler):
             drawn, _ = pred.draw(revealed[index], step_rng.rows(index))
             remaining = remaining & ~revealed
             left = float(remaining.sum() / target.sum())
-            canvas = Canvas(canvas.x.masked_scatter(revealed, drawn), left, canvas.nfe + rows, ~remaining)
+            canvas = Canvas(canvas.x.masked_scatter(revealed, drawn), left, canvas.nfe + rows * pred.calls, ~remaining)
             yield canvas

@@ -68,13 +68,14 @@ class Remasking(Sampler):
             erased = target & ~masked & (uniform < sigma)
             x, certainty = canvas.x.masked_fill(erased, process.mask_id), certainty.masked_fill(erased, _NEVER)
             rows = written.any(1)
-            index = rows.nonzero()[:, 0]
+            index, nfe = rows.nonzero()[:, 0], canvas.nfe
             if len(index):
                 pred = predictor.rows(index)(canvas.x[index], times[t].expand(len(index)))
                 drawn, log_prob = pred.draw(written[index], step_rng.rows(index))
                 x, certainty = x.masked_scatter(written, drawn), certainty.masked_scatter(written, log_prob.double().exp())
+                nfe = nfe + rows * pred.calls
             last = s == len(times) - 1
-            canvas = Canvas(x, float(times[s]), canvas.nfe + rows, torch.ones_like(target) if last else ~target)
+            canvas = Canvas(x, float(times[s]), nfe, torch.ones_like(target) if last else ~target)
             yield canvas
 
 
@@ -191,5 +192,5 @@ class Psi(Stepwise):
         def step(pred: Prediction, xt: Tensor, index: Tensor) -> Tensor:
             return process.step(pred, xt, t[index], before[index], rng.rows(index))
 
-        x, rows = walk.update(x, t, walk.target if changes is None else changes & walk.target, step)
-        return process.touch(x, noised, s, rng), rows
+        x, calls = walk.update(x, t, walk.target if changes is None else changes & walk.target, step)
+        return process.touch(x, noised, s, rng), calls

@@ -25,13 +25,14 @@ class Walk(NamedTuple):
     target: Tensor  # (B, L) bool
 
     def update(self, x: Tensor, t: Tensor, where: Tensor, change: Change) -> tuple[Tensor, Tensor]:
-        """x with the rows that have a True position in `where` (B, L) sent through the network and changed, and which those are, (B,)."""
+        """x with the rows that have a True position in `where` (B, L) sent through the network and changed, and the calls of each, (B,)."""
         rows = where.any(1)
-        index = rows.nonzero()[:, 0]
+        index, calls = rows.nonzero()[:, 0], 0
         if len(index):
             xt = x[index]
-            x = x.index_copy(0, index, change(self.predictor.rows(index)(xt, t[index]), xt, index))
-        return x, rows
+            pred = self.predictor.rows(index)(xt, t[index])
+            x, calls = x.index_copy(0, index, change(pred, xt, index)), pred.calls
+        return x, rows * calls
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Stepwise(Sampler):
         return torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
 
     def move(self, walk: Walk, x: Tensor, t: Tensor, s: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        """The state at times s (B,), and which rows the network was asked about, (B,) bool; what is no target is put back afterwards."""
+        """The state at times s (B,), and the network calls of each row, (B,) long; what is no target is put back afterwards."""
         raise NotImplementedError
 
     def settled(self, walk: Walk, x: Tensor) -> Tensor:
@@ -65,8 +66,8 @@ class Stepwise(Sampler):
         walk = Walk(process, denoiser.predictor(batch), target)
         yield canvas
         for i, (t, s) in enumerate(pairwise(self.times(process).to(known.device))):
-            x, called = self.move(walk, canvas.x, t.expand(len(known)), s.expand(len(known)), rng.draw(i))
+            x, calls = self.move(walk, canvas.x, t.expand(len(known)), s.expand(len(known)), rng.draw(i))
             x = x.where(target, known)
             settled = self.settled(walk, x) if s > 0 else torch.ones_like(target)
-            canvas = Canvas(x, float(s), canvas.nfe + called, settled)
+            canvas = Canvas(x, float(s), canvas.nfe + calls, settled)
             yield canvas
