@@ -20,10 +20,10 @@ def _trained(preset: str, out: Path, **changes: Any) -> dict[str, float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "percent"), [("autoregressive", 0.3), ("masked", 1.5)])
+@pytest.mark.parametrize(("preset", "percent"), [("autoregressive", 0.3), ("masked", 1.5), ("uniform", 4.0), ("hybrid", 4.0)])
 def test_likelihood_stands_just_above_the_exact_entropy(preset: str, percent: float, tmp_path: Path) -> None:
     numbers = _trained(preset, tmp_path)
-    assert numbers["parameters"] < 650_000
+    assert numbers["parameters"] < (650_000 if percent < 2 else 950_000)  # the last two are told the noise level
     assert numbers["gap"] > -3 * numbers["standard_error"]
     assert 100 * numbers["gap"] / numbers["entropy"] < percent
 

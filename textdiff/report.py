@@ -54,6 +54,8 @@ class Report:
         for standing in sorted([own, *others], key=lambda found: found.validation["nats_per_token"] or math.inf):
             table.add_row(*standing.row, style="bold" if standing is own else "")
         self.console.print()
+        for column in table.columns:  # a number that is cut short says something else
+            column.min_width = max(len(str(cell)) for cell in [column.header, *column.cells])
         self.console.print(table, crop=False, soft_wrap=True)
         self.console.print()
         calls = f"{result.forwards_per_sequence} network call{'s' if result.forwards_per_sequence > 1 else ''} each"
