@@ -8,15 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import RECIPES, SMALL, TINY, corpus, recipe
+from tests.tiny_runs import QUICK, RECIPES, SMALL, TINY, corpus, recipe
 from textdiff.cli import main
 
 ROOT = RECIPES.parent
 README = (ROOT / "README.md").read_text()
-QUICKER = {
-    "quickstart": [*TINY, *SMALL],
-    "markov": ["--train.steps", "2", "--train.batch-size", "4", "--test-sequences", "16", "--draws", "2", *SMALL],
-}
 
 
 def blocks(language: str) -> list[str]:
@@ -34,8 +30,8 @@ def run(words: list[str]) -> None:
     """One command, in process and with the smallest numbers, or a check that what it starts exists."""
     if words[0] == "python" and words[1].startswith("recipes/"):
         name = Path(words[1]).stem
-        data = [] if "--data" in words or name == "markov" else ["--data", "texts"]
-        recipe(name, words[2], *QUICKER.get(name, TINY), *data, *words[3:])
+        data = [] if "--data" in words or name in QUICK else ["--data", "texts"]
+        recipe(name, words[2], *QUICK.get(name, TINY), *SMALL, *data, *words[3:])
     elif words[:3] == ["python", "-m", "pytest"]:
         assert importlib.util.find_spec("pytest") is not None
         assert "testpaths" in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import textdiff
 from tests.data.texts import sentence
-from tests.tiny_runs import RECIPES, SMALL, TINY, corpus, quickstart, recipe, script, stock_gpt2
+from tests.tiny_runs import QUICK, RECIPES, SMALL, TINY, corpus, quickstart, recipe, script, stock_gpt2
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.data.layout import Layout
 from textdiff.data.tokenizer import load_tokenizer
@@ -30,13 +30,6 @@ from textdiff.spec import from_plain
 
 SCRIPTS = {path.stem: script(path) for path in sorted(RECIPES.glob("*.py"))}
 PRESETS = [(name, preset) for name, found in SCRIPTS.items() for preset in found.presets]
-QUICK = {  # others are given TINY
-    "markov": ["--train.steps", "2", "--train.batch-size", "4", "--test-sequences", "16", "--draws", "2"],
-    "controlled": [
-        *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
-        *("--vocab-size", "300", "--length", "16", "--samples", "2", "--sampling-steps", "2", "--gammas", "0", "2"),
-    ],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -237,12 +230,29 @@ def test_what_a_person_reads_fits_the_terminal_and_cuts_no_name(
     quickstart("masked", "--data", "texts", "--evaluation.sample-tokens", "40")
     printed = capsys.readouterr().out
     assert max(len(line) for line in printed.splitlines()) <= width
-    table = [line.split() for line in printed.splitlines() if line.startswith(("unigram", "trigram", "DiscreteDiffusionLM"))]
-    assert [row[0] for row in table] == ["unigram", "trigram", "DiscreteDiffusionLM"]
+    table = [line.split() for line in printed.splitlines() if line.startswith(("unigram ", "trigram ", "quickstart-"))]
+    assert [row[0] for row in table] == ["unigram", "trigram", "quickstart-masked"]
     assert table[2][-2:] == ["upper", "bound"]
     assert table[2].count("±") == 2
     assert "…" not in printed
     assert all(c == "\n" or c.isprintable() for c in printed)
+
+
+def test_a_table_holds_the_runs_beside_it_on_the_same_data_best_first(capsys: pytest.CaptureFixture[str]) -> None:
+    corpus(Path("texts"))
+    for preset in ("masked", "uniform"):
+        quickstart(preset, "--data", "texts")
+    Path("runs/broken").mkdir()
+    Path("runs/broken/results.json").write_text("{")  # cut off
+    quickstart("autoregressive", "--data", "texts", "--layout.length", "20")  # rows of other tokens
+    capsys.readouterr()
+    quickstart("hybrid", "--data", "texts", "--train.evaluate-every", "1")
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "upper bound" in line]
+    assert {row[0] for row in rows} == {"masked", "uniform", "hybrid"}  # without the quickstart- that all begin with
+    assert [float(row[1]) for row in rows] == sorted(float(row[1]) for row in rows)
+    recorded = {row[0]: results(f"runs/quickstart-{row[0]}")["validation"]["nats_per_token"] for row in rows}
+    assert all(row[1] == f"{recorded[row[0]]:.4f}" for row in rows)
+    assert Path("runs/quickstart-hybrid/curves.png").stat().st_size > 0
 
 
 @pytest.mark.slow

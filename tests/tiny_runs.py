@@ -23,6 +23,14 @@ TINY = [
 ]
 SMALL = ["--model.backbone.width", "16", "--model.backbone.layers", "1", "--model.backbone.heads", "2"]
 
+QUICK = {  # recipes that TINY does not fit
+    "markov": ["--train.steps", "2", "--train.batch-size", "4", "--test-sequences", "16", "--draws", "2"],
+    "controlled": [
+        *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
+        *("--vocab-size", "300", "--length", "16", "--samples", "2", "--sampling-steps", "2", "--gammas", "0", "2"),
+    ],
+}
+
 
 class Script(NamedTuple):
     """What a recipe script hands to `run_presets`."""

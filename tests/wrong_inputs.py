@@ -7,7 +7,7 @@ GENERATE = {
     "textdiff generate masked --label 1 --gamma -1": r"gamma is -1\.0, expected 0 .unconditional., 1 .conditional. or more",
     "textdiff generate autoregressive --gamma 2": "which LeftToRight noise lacks",
     "textdiff generate masked --sampler Blockwise": "Blockwise samples a Block process and the model's is Masked",
-    "textdiff generate masked --sampler Rescaled:eta=2": "eta is 2, expected a share",
+    "textdiff generate masked --sampler Rescaled:eta=2": r"eta is 2\.0, expected a share",
     "textdiff generate masked/typo": "no folder masked/typo: check the path",
     "textdiff generate nosuch": "nosuch cannot be opened .there is no folder of that name",
     "textdiff generate masked/model/model.safetensors": "is a file, not a model folder: give the folder",

@@ -4,7 +4,7 @@ import json
 import math
 import textwrap
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,8 +51,9 @@ class Report:
             table.add_row(name, f"{nats:.4f}", f"{math.exp(nats):.2f}", f"{bits:.4f}", "exact")
         own = Standing(self.out, result.as_dict())
         others = rivals(self.out, data.description, result)
+        shown = names([own.folder, *(other.folder for other in others)])
         for standing in sorted([own, *others], key=lambda found: found.validation["nats_per_token"] or math.inf):
-            table.add_row(*standing.row, style="bold" if standing is own else "")
+            table.add_row(shown[standing.folder], *standing.row, style="bold" if standing is own else "")
         self.console.print()
         for column in table.columns:  # a number that is cut short says something else
             column.min_width = max(len(str(cell)) for cell in [column.header, *column.cells])
@@ -102,11 +103,19 @@ class Standing(NamedTuple):
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The cells of the table."""
+        """The numbers of the table."""
         found = {name: math.nan if value is None else value for name, value in self.validation.items()}
         nats = f"{found['nats_per_token']:.4f} ± {found['standard_error']:.4f}"
         bits = f"{found['bits_per_byte']:.4f} ± {found['bits_per_byte_error']:.4f}"
-        return self.folder.resolve().name, nats, f"{found['perplexity']:.2f}", bits, str(found["kind"])
+        return nats, f"{found['perplexity']:.2f}", bits, str(found["kind"])
+
+
+def names(folders: Sequence[Path]) -> dict[Path, str]:
+    """What to call each run: its folder's name, without what all of several names begin with."""
+    found, start = [folder.resolve().name.split("-") for folder in folders], 0
+    while len(found) > 1 and all(len(words) > start + 1 for words in found) and len({words[start] for words in found}) == 1:
+        start += 1
+    return {folder: "-".join(words[start:]) for folder, words in zip(folders, found, strict=True)}
 
 
 def rivals(out: Path, data: str, result: Likelihood) -> list[Standing]:

@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.backbones.stock_models import CAUSAL, MASKED, tiny
 from textdiff.backbones import pretrained
+from textdiff.backbones.base import KeyValueCache
 from textdiff.backbones.pretrained import Pretrained, PretrainedBackbone
 from textdiff.batch import Batch
 from textdiff.vocab import Vocab
@@ -243,7 +244,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="has no encoder: put the batch's source before"):
         backbone.context(Batch.of(rows(1), source=rows(1)))
     with pytest.raises(ValueError, match="sample it through the stock `generate`"):
-        backbone(rows(1), backbone.context(Batch.of(rows(1))), cache=pretrained.KeyValueCache(8))
+        backbone(rows(1), backbone.context(Batch.of(rows(1))), cache=KeyValueCache(8))
     with pytest.raises(ValueError, match="dtype 'int8' is not one of"):
         Pretrained("gpt2", dtype="int8")
 
