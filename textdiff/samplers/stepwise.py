@@ -11,6 +11,7 @@ from torch import Tensor
 from textdiff.batch import Batch
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser, Predictor, Process, TokenProcess
+from textdiff.processes.matrix import Matrix
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Canvas, Sampler, require_steps, start
 
@@ -44,6 +45,11 @@ class Stepwise(Sampler):
 
     def __post_init__(self) -> None:
         require_steps(self.steps)
+
+    def check(self, denoiser: Denoiser) -> None:
+        super().check(denoiser)
+        if isinstance(denoiser.process, Matrix):  # its tokens are moved by degrees: none is touched or untouched
+            raise ValueError(f"{type(self).__name__} needs noise that replaces tokens and the model's is Matrix: sample with Ancestral")
 
     def times(self, process: TokenProcess) -> Tensor:
         """The times that moves lead between, from 1 down to 0, float64."""
