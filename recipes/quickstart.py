@@ -66,9 +66,8 @@ def masked() -> Recipe:
 def uniform() -> Recipe:
     """Uniform noise (UDLM): tokens become random others, so that the model must also find out which ones are wrong; an upper bound.
 
-    The first two thirds of the run mask tokens instead: without, the bound stays near the unigram entropy for the whole of it. The trunk is
-    not told the noise level: one that is (`--model.backbone.time-conditioning`) ends higher in so short a run, though it may end lower in
-    a long one.
+    The first two thirds of the run mask tokens instead: what neighbours say of a token is learnt where it is plain which of them to trust.
+    The trunk is not told the noise level (`--model.backbone.time-conditioning` tells it).
     """
     return _longer(Discrete(process=Uniform(), backbone=TRUNK, objective=CrossEntropy(), shift=True, curriculum=0.66))
 
