@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textdiff.batch import Batch
 from textdiff.prediction import Prediction, draw_categorical
-from textdiff.processes.base import Denoiser, Predictor, Process, TokenProcess
+from textdiff.processes.base import Denoiser, Predictor, Process, TokenProcess, Wrapped
 from textdiff.processes.block import Block
 from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
@@ -104,7 +104,7 @@ Law = Callable[[Tensor], Tensor]  # where (B, L) bool -> log p(xs | xt) there, (
 
 
 @dataclass(frozen=True)
-class GuidedProcess(TokenProcess):
+class GuidedProcess(Wrapped):
     """The noise of `inner`, with reverse steps drawn from the table of a guided `law`, which a subclass gives.
 
     It reads the predictions of the guided denoiser it belongs to, raising ValueError for any other. It has no bound: guided samples follow
@@ -116,27 +116,6 @@ class GuidedProcess(TokenProcess):
     def law(self, pred: Prediction, xt: Tensor, t: Tensor, s: Tensor) -> Law:
         """The guided law of one reverse step, asked for in parts."""
         raise NotImplementedError
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return self.inner.alpha(t)
-
-    def dalpha(self, t: Tensor) -> Tensor:
-        return self.inner.dalpha(t)
-
-    def time_of(self, alpha: Tensor) -> Tensor:
-        return self.inner.time_of(alpha)
-
-    def span(self, length: int) -> int:
-        return self.inner.span(length)
-
-    def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
-        return self.inner.touch(x0, touched, t, rng)
-
-    def prior(self, like: Tensor, rng: Rng) -> Tensor:
-        return self.inner.prior(like, rng)
-
-    def settled(self, xt: Tensor) -> Tensor:
-        return self.inner.settled(xt)
 
     def changes(self, xt: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
         """Every position that is not settled: guidance decides how likely a change is."""

@@ -1,6 +1,5 @@
 """How a trunk is asked about blocks: training and likelihood read whole rows at once as [xt ; x0], sampling one block after cached ones."""
 
-from collections.abc import Callable
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -11,6 +10,7 @@ from textdiff.backbones import attention_masks
 from textdiff.backbones.base import Backbone, BlockContext, FinishedCache
 from textdiff.batch import Batch
 from textdiff.models.parameterisation import Parameterisation
+from textdiff.models.self_conditioning import conditioned
 from textdiff.prediction import Prediction
 from textdiff.processes.base import per_token
 from textdiff.processes.block import Block
@@ -27,18 +27,6 @@ class Network(NamedTuple):
     process: Block
     parameterisation: Parameterisation
     shift: bool  # position l is read from the trunk's output at l - 1
-
-
-def conditioned(backbone: Backbone, head: Head, previous: Prediction | None, read: Callable[[Tensor | None], Prediction]) -> Prediction:
-    """A belief read with the mean embedding (B, L, H) of a previous one, where the trunk takes that: of its own first belief when there is
-    none, which is a second network call. No gradient flows back through it (Chen et al. 2022)."""
-    if not backbone.self_conditioned:
-        return read(None)
-    with torch.no_grad():
-        mean = (read(None) if previous is None else previous).mean(head.weight)
-    belief = read(mean)
-    belief.calls = 2 if previous is None else 1
-    return belief
 
 
 class Rows(NamedTuple):

@@ -12,11 +12,12 @@ from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
-from textdiff.models.block import Network, PairedPredictor, Rows, conditioned
+from textdiff.models.block import Network, PairedPredictor, Rows
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts
 from textdiff.models.objective import Bound, BoundAndCrossEntropy, CrossEntropy, Dynamic, Objective
 from textdiff.models.parameterisation import LeaveOneOut, Parameterisation, Score
+from textdiff.models.self_conditioning import conditioned
 from textdiff.prediction import Prediction, Withheld
 from textdiff.processes.base import Noised, Noising, TokenProcess
 from textdiff.processes.block import Block

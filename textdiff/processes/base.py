@@ -163,6 +163,33 @@ class TokenProcess(Process):
         raise NotImplementedError
 
 
+class Wrapped(TokenProcess):
+    """A process around another, whose noise is its own; a subclass holds `inner` and says what it changes."""
+
+    inner: TokenProcess
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self.inner.alpha(t)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return self.inner.dalpha(t)
+
+    def time_of(self, alpha: Tensor) -> Tensor:
+        return self.inner.time_of(alpha)
+
+    def span(self, length: int) -> int:
+        return self.inner.span(length)
+
+    def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
+        return self.inner.touch(x0, touched, t, rng)
+
+    def prior(self, like: Tensor, rng: Rng) -> Tensor:
+        return self.inner.prior(like, rng)
+
+    def settled(self, xt: Tensor) -> Tensor:
+        return self.inner.settled(xt)
+
+
 @dataclass(frozen=True)
 class Noising:
     """How times are drawn in training and in Monte Carlo bounds."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textdiff.batch import Clean
 from textdiff.prediction import Prediction
-from textdiff.processes.base import Noised, Noising, Predict, Process, TokenProcess, spread, stratified
+from textdiff.processes.base import Noised, Noising, Predict, Process, TokenProcess, Wrapped, spread, stratified
 from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
 from textdiff.schedules import Schedule
@@ -23,7 +23,7 @@ from textdiff.vocab import Vocab
 
 
 @dataclass(frozen=True)
-class Block(TokenProcess):
+class Block(Wrapped):
     """The `inner` process in blocks of `size` tokens, counted from the start of the row; the last block may be shorter."""
 
     schedule: Schedule = field(init=False, repr=False, compare=False)  # the inner process's
@@ -53,21 +53,6 @@ class Block(TokenProcess):
     def span(self, length: int) -> int:
         return max(1, min(self.size, length))
 
-    def alpha(self, t: Tensor) -> Tensor:
-        return self.inner.alpha(t)
-
-    def dalpha(self, t: Tensor) -> Tensor:
-        return self.inner.dalpha(t)
-
-    def time_of(self, alpha: Tensor) -> Tensor:
-        return self.inner.time_of(alpha)
-
-    def prior(self, like: Tensor, rng: Rng) -> Tensor:
-        return self.inner.prior(like, rng)
-
-    def touch(self, x0: Tensor, touched: Tensor, t: Tensor, rng: Rng) -> Tensor:
-        return self.inner.touch(x0, touched, t, rng)
-
     def corrupt(self, x0: Tensor, t: Tensor, rng: Rng) -> Tensor:
         return self.inner.corrupt(x0, t, rng)
 
@@ -82,9 +67,6 @@ class Block(TokenProcess):
 
     def changes(self, xt: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor | None:
         return self.inner.changes(xt, t, s, rng)
-
-    def settled(self, xt: Tensor) -> Tensor:
-        return self.inner.settled(xt)
 
     def cross_entropy(self, pred: Prediction, clean: Clean, xt: Tensor, t: Tensor, where: Tensor) -> Tensor:
         return self.inner.cross_entropy(pred, clean, xt, t, where)
