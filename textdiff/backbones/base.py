@@ -108,8 +108,10 @@ class Backbone(nn.Module):
         cache: Cache | None = None,
         previous: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, L, H); `noise` (B,) or (B, L) in [0, 1] is the noise level, and `previous` (B, L, H) the mean embedding of the
-        prediction before, for trunks that take them."""
+        """Hidden states (B, L, H) of ids (B, L), or of the vectors (B, L, H) float that stand for them, for trunks that take those.
+
+        `noise` (B,) or (B, L) in [0, 1] is the noise level, and `previous` (B, L, H) the mean embedding of the prediction before, for
+        trunks that take them."""
         raise NotImplementedError
 
     def head(self, banned: tuple[int, ...] = ()) -> Head:

@@ -166,7 +166,7 @@ class Transformer(Backbone):
         super().__init__()
         self.config, self.causal, self.max_length = config, causal, config.max_length
         self.self_conditioned, self.labels = config.self_conditioning, config.labels
-        self.embedding = nn.Embedding(vocab.size, config.width)
+        self.embedding: nn.Module = nn.Embedding(vocab.size, config.width)
         self.blocks = nn.ModuleList(Block(config, config.encoder_layers > 0, config.time_conditioning) for _ in range(config.layers))
         self.encoder = nn.ModuleList(Block(config, False, False) for _ in range(config.encoder_layers))
         self.final_norm = _norm(config)
@@ -255,12 +255,13 @@ class Transformer(Backbone):
         if self.time_mlp is not None:
             if noise is None:
                 raise ValueError("the trunk is conditioned on time: pass the noise level")
-            time = self.time_mlp(_time_features(noise, self.config.time_scale).to(self.embedding.weight.dtype))
+            weight: Tensor = self.time_mlp[0].weight  # type: ignore[assignment]
+            time = self.time_mlp(time_features(noise, self.config.time_scale).to(weight.dtype))
         if cache is not None and self.causal:  # the context covers the whole row; take the columns being read
             columns = slice(cache.length, cache.length + tokens.shape[1])
             cos, sin = context.rotation
             context = context._replace(mask=None, rotation=(cos[:, :, columns], sin[:, :, columns]))
-        x = self.embedding(tokens)
+        x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         if self.label is not None:
             x = x + self.label(context.label)[:, None]
         if self.previous is not None and previous is not None:
@@ -275,11 +276,12 @@ class Transformer(Backbone):
         return self.final_norm(x)
 
     def head(self, banned: tuple[int, ...] = ()) -> Head:
-        weight = self.embedding.weight if self.output is None else self.output.weight
+        owner = self.embedding if self.output is None else self.output
+        weight: Tensor = owner.weight  # type: ignore[assignment]
         return Head(weight, None, banned_ids(banned, weight))
 
 
-def _time_features(noise: Tensor, scale: float) -> Tensor:
+def time_features(noise: Tensor, scale: float) -> Tensor:
     """cos | sin features (B, 1, 256), or (B, L, 256), of noise levels (B,) or (B, L) in [0, 1], at angles of up to `scale` radians."""
     half = _TIME_FEATURES // 2
     frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=noise.device, dtype=torch.float32) / half)

@@ -85,7 +85,7 @@ def likelihood(
     nothing to score, and EvaluationStopped when `should_stop` says so.
     """
     rows = _scored(model, examples, draws, batch_size, seed, progress, should_stop)
-    return _summary(rows, draws if model.nll_is_bound else 1, model.nll_is_bound)
+    return _summary(rows, model.calls(draws), model.nll_is_bound)
 
 
 def sequence_nats(model: LanguageModel, examples: Sequence[Example], draws: int = 16, batch_size: int = 32, seed: int = 0) -> Tensor:
@@ -134,7 +134,7 @@ def _score(model: LanguageModel, examples: list[Example], index: list[int], draw
     return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
 
 
-def _summary(rows: list[Row], draws: int, is_bound: bool) -> Likelihood:
+def _summary(rows: list[Row], calls: int, is_bound: bool) -> Likelihood:
     tokens = sum(row[2] for row in rows)
     if tokens == 0:
         raise ValueError("there is no token to score: the data is empty, or nothing in it is a target")
@@ -147,7 +147,7 @@ def _summary(rows: list[Row], draws: int, is_bound: bool) -> Likelihood:
         tokens=tokens,
         text_bytes=sum(row[3] for row in rows),
         sequences=len(rows),
-        forwards_per_sequence=draws,
+        forwards_per_sequence=calls,
         is_bound=is_bound,
     )
 

@@ -80,6 +80,10 @@ class LanguageModel(PreTrainedModel):
         """
         raise NotImplementedError
 
+    def calls(self, draws: int) -> int:
+        """Network calls that `mean_nll` makes for each sequence."""
+        return draws if self.nll_is_bound else 1
+
     def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
         """(B,) nats over the target tokens: the mean of `draws` stratified draws, each keyed by (seed, draw, sample)."""
         total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)

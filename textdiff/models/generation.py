@@ -16,7 +16,7 @@ from textdiff.guidance.filters import Filters
 from textdiff.processes.base import Denoiser
 from textdiff.processes.left_to_right import LeftToRight
 from textdiff.randomness import Rng
-from textdiff.samplers.base import Canvas, Sampler
+from textdiff.samplers.base import Canvas, Sampler, written
 from textdiff.vocab import Vocab
 
 
@@ -160,9 +160,9 @@ class TextDiffusionGenerationMixin:
             streamer.put(input_ids.cpu())
         for canvas in sampler.trajectory(guided, prompt.batch, rng):
             if streamer is not None and hasattr(streamer, "put_draft"):  # transformers' own test for streamers of drafts
-                streamer.put_draft(_new_tokens(canvas, prompt).cpu())
+                streamer.put_draft(_new_tokens(denoiser.decode(canvas.x), prompt).cpu())
         assert canvas is not None
-        output = self._output(denoiser.decode(canvas.x), canvas, prompt, input_ids)
+        output = self._output(written(denoiser, prompt.batch, canvas.x), canvas, prompt, input_ids)
         if streamer is not None:
             assert output.sequences is not None
             streamer.put(output.sequences[0, input_ids.shape[1] :].cpu())
@@ -252,5 +252,5 @@ class TextDiffusionGenerationMixin:
         return TextDiffusionOutput(torch.cat([filled, fresh], dim=1), canvas.nfe, tokens / canvas.nfe.clamp_min(1))
 
 
-def _new_tokens(canvas: Canvas, prompt: _Prompt) -> Tensor:
-    return canvas.x.gather(1, prompt.generated)[0] if prompt.generated.shape[1] else canvas.x[0]
+def _new_tokens(tokens: Tensor, prompt: _Prompt) -> Tensor:
+    return tokens.gather(1, prompt.generated)[0] if prompt.generated.shape[1] else tokens[0]

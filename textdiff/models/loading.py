@@ -14,17 +14,20 @@ from textdiff.models.autoregressive import AutoregressiveConfig, AutoregressiveL
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.classifier import ClassifierConfig, ClassifierSpec, NoisyClassifier
 from textdiff.models.discrete import Discrete, DiscreteConfig, DiscreteDiffusionLM
+from textdiff.models.embedding import EmbeddingConfig, EmbeddingDiffusion, EmbeddingDiffusionLM
 from textdiff.models.generation import TextDiffusionGenerationConfig
 from textdiff.vocab import Vocab, add_mask_token, name_ends
 
 _CLASSES: dict[str, type[LanguageModel]] = {
     DiscreteConfig.model_type: DiscreteDiffusionLM,
     AutoregressiveConfig.model_type: AutoregressiveLM,
+    EmbeddingConfig.model_type: EmbeddingDiffusionLM,
     ClassifierConfig.model_type: NoisyClassifier,
 }
 _SPECS: dict[type[LanguageModel], type[ModelSpec]] = {
     DiscreteDiffusionLM: Discrete,
     AutoregressiveLM: AutoregressiveSpec,
+    EmbeddingDiffusionLM: EmbeddingDiffusion,
     NoisyClassifier: ClassifierSpec,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -32,7 +35,8 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 def register() -> None:
     """Make transformers' auto classes know our architectures."""
-    for config, model in ((DiscreteConfig, DiscreteDiffusionLM), (AutoregressiveConfig, AutoregressiveLM)):
+    ours = ((DiscreteConfig, DiscreteDiffusionLM), (AutoregressiveConfig, AutoregressiveLM), (EmbeddingConfig, EmbeddingDiffusionLM))
+    for config, model in ours:
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
         transformers.AutoModel.register(config, model, exist_ok=True)
 

@@ -61,6 +61,11 @@ class Noised(NamedTuple):
     s: Tensor | None = None  # the other end of the bin (s, t), shaped like t; None: the integrand at t is meant
 
 
+def keep_known(x: Tensor, known: Tensor, target: Tensor) -> Tensor:
+    """x at the targets (B, L) and the known state elsewhere; states are (B, L) or (B, L, D)."""
+    return x.where(target if x.dim() == 2 else target[..., None], known)
+
+
 def per_token(t: Tensor) -> Tensor:
     """Times (B,) as (B, 1), times (B, L) as they are."""
     return t if t.dim() == 2 else t[:, None]
@@ -224,7 +229,7 @@ class UniformTime(Noising):
         length = x0.shape[1]
         size = process.span(length)
         t = spread(self.t_min + (1 - self.t_min) * stratified(rng, stratum, -(-length // size)), length, size)
-        xt = process.corrupt(x0, t, rng).where(target, x0)
+        xt = keep_known(process.corrupt(x0, t, rng), x0, target)
         return Noised(xt, t, t.new_full(t.shape, 1 - self.t_min))
 
 
@@ -247,4 +252,4 @@ class Bins(Noising):
         size = process.span(length)
         bins = (stratified(rng, stratum, -(-length // size)) * self.steps).floor()
         s, t = (spread(edge / self.steps, length, size) for edge in (bins, bins + 1))
-        return Noised(process.corrupt(x0, t, rng).where(target, x0), t, torch.full_like(t, self.steps), s)
+        return Noised(keep_known(process.corrupt(x0, t, rng), x0, target), t, torch.full_like(t, self.steps), s)

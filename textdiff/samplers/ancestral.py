@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 
 from textdiff.batch import Batch
-from textdiff.processes.base import Denoiser
+from textdiff.processes.base import Denoiser, keep_known
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Canvas, Sampler, require_steps, start
 
@@ -44,7 +44,7 @@ class Ancestral(Sampler):
                 xt, rows_t, rows_s = x[index], rows_t[index], rows_s[index]
                 pred = predictor.rows(index)(xt, rows_t)
                 xs = process.step(pred, xt, rows_t, rows_s, step_rng.rows(index))
-                x, nfe = x.index_copy(0, index, xs.where(target[index], known[index])), nfe + rows * pred.calls
+                x, nfe = x.index_copy(0, index, keep_known(xs, known[index], target[index])), nfe + rows * pred.calls
             settled = ~target | process.settled(x)
             canvas = Canvas(x, float(s), nfe, settled if s > 0 else torch.ones_like(settled))
             yield canvas

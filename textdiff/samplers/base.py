@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from textdiff.batch import Batch
-from textdiff.processes.base import Denoiser, Process
+from textdiff.processes.base import Denoiser, Process, keep_known
 from textdiff.processes.block import Block
 from textdiff.processes.left_to_right import LeftToRight
 from textdiff.randomness import Rng
@@ -48,7 +48,14 @@ class Sampler:
     def sample(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Tensor:
         """Token ids (B, L): the targets generated, everything else untouched."""
         last = deque(self.trajectory(denoiser, batch, rng), maxlen=1).pop()
-        return denoiser.decode(last.x)
+        return written(denoiser, batch, last.x)
+
+
+def written(denoiser: Denoiser, batch: Batch, x0: Tensor) -> Tensor:
+    """The token ids (B, L) of a clean state: those of the batch where they are no targets. A latent state, whose canvas is no row of
+    tokens, is what it decodes to."""
+    tokens = denoiser.decode(x0)
+    return tokens.where(batch.target, batch.tokens) if x0.shape[:2] == batch.tokens.shape else tokens
 
 
 def require_steps(steps: int) -> None:
@@ -60,9 +67,5 @@ def require_steps(steps: int) -> None:
 def start(denoiser: Denoiser, batch: Batch, rng: Rng) -> tuple[Canvas, Tensor, Tensor]:
     """The first canvas (noise at the targets, everything else known), the known state and the targets."""
     known, target = denoiser.canvas(batch)
-    x = denoiser.process.prior(known, rng).where(_like(target, known), known)
+    x = keep_known(denoiser.process.prior(known, rng), known, target)
     return Canvas(x, 1.0, torch.zeros(len(x), dtype=torch.long, device=x.device), ~target), known, target
-
-
-def _like(target: Tensor, x: Tensor) -> Tensor:
-    return target if x.dim() == 2 else target[..., None]

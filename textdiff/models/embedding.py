@@ -1,0 +1,269 @@
+"""Diffusion of token vectors: Diffusion-LM, DiffuSeq, GENIE and their successors are settings of one model.
+
+Tokens become rows of an embedding table, Gaussian noise acts on those, a trunk reads the noisy vectors and says what they were. Prompts,
+sources and infilled text are clean vectors that no noise touches (DiffuSeq's partial noising); a trunk with an encoder cross-attends to
+`batch.source` instead (GENIE).
+"""
+
+import warnings
+from dataclasses import dataclass, field, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from textdiff import spec as plain
+from textdiff.backbones.attention_masks import positions
+from textdiff.backbones.base import banned_ids
+from textdiff.backbones.transformer import Transformer, TransformerConfig, TransformerContext
+from textdiff.batch import Batch, Clean
+from textdiff.log_snr import Gumbel
+from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.embedding_objective import EmbeddingObjective, Encoded, TokenCrossEntropy
+from textdiff.models.embedding_table import Reader, Sphere, Table, spread
+from textdiff.models.generation import TextDiffusionGenerationMixin
+from textdiff.models.learned_schedule import LearnedGumbel
+from textdiff.models.reading import Output, Reading, Softmax
+from textdiff.prediction import Prediction
+from textdiff.processes.base import Noised, Noising, per_token
+from textdiff.processes.gaussian import Gaussian, states_of
+from textdiff.randomness import Rng
+from textdiff.samplers.base import Sampler
+from textdiff.samplers.ddim import DDIM
+from textdiff.state_prediction import StatePrediction
+from textdiff.vocab import Vocab
+
+_ALIKE = 0.9  # mean cosine of two rows from which a table counts as collapsed
+_NARROW = 1.5  # effective rank up to which it does, where there are more than three dimensions
+
+
+class EmbeddingCollapseWarning(UserWarning):
+    """Token vectors are becoming one vector."""
+
+
+class EmbeddingConfig(TextDiffConfig):
+    """`config.json` of an `EmbeddingDiffusionLM`."""
+
+    model_type = "textdiff-embedding"
+
+
+@dataclass(frozen=True)
+class EmbeddingDiffusion(ModelSpec):
+    """A diffusion model of token vectors without its weights."""
+
+    process: Gaussian = Gaussian()
+    backbone: TransformerConfig = field(default_factory=TransformerConfig)
+    width: int = 32  # numbers of a token's vector: the more, the more noise it takes to hide it (log_snr.Shifted)
+    table: Table = Sphere()
+    reading: Reading = Softmax()
+    objective: EmbeddingObjective = TokenCrossEntropy()
+    noising: Noising | None = None  # None: times uniform on [t_min, 1]
+    self_conditioning: float = 0.0  # share of training rows that read the model's own first belief; 0: no such input
+    shift: bool = False  # position l is read from the trunk's output at l - 1, where the left neighbour is at hand
+    curriculum: float = 0.0  # first part of training in which every token has a time of its own
+    label_dropout: float = 0.0  # chance that a row's label is hidden in training
+    learned_schedule: bool = False  # a `Gumbel` schedule moves to where the information is
+    absorb: float | None = None  # DiffuSeq v2: vectors are noised around a learnt point, to which they jump with chance absorb * s
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"width is {self.width}, expected 1 or more numbers to a token")
+        for name in ("self_conditioning", "label_dropout", "curriculum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
+        if self.absorb is not None and not 0 <= self.absorb <= 1:
+            raise ValueError(f"absorb is {self.absorb}, expected a chance in [0, 1]")
+        if self.learned_schedule and not isinstance(self.process.schedule, Gumbel):
+            raise ValueError(f"learned_schedule moves a Gumbel schedule and this one is {type(self.process.schedule).__name__}")
+        if self.backbone.self_conditioning or not self.backbone.tied:
+            raise ValueError("an embedding model reads and writes by itself: leave the backbone's self_conditioning off and tied on")
+
+    def build(self, vocab: Vocab) -> "EmbeddingDiffusionLM":
+        """The model with fresh weights."""
+        return EmbeddingDiffusionLM(EmbeddingConfig(spec=plain.to_plain(self), vocab=plain.to_plain(vocab)))
+
+
+@dataclass(frozen=True)
+class EmbeddingPredictor:
+    """A trunk bound to one batch."""
+
+    model: "EmbeddingDiffusionLM"
+    process: Gaussian
+    context: TransformerContext
+    table: Tensor  # (V, D), around the origin that noise is added at
+    target: Tensor  # (B, L) bool
+    starts: Tensor  # (B, L) bool, the first position of each document
+    progress: float = 1.0
+
+    def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> StatePrediction:
+        """Belief about x0; where the model reads a `previous` one and there is none, its own first: two network calls."""
+        if not self.model.spec.self_conditioning:
+            return self.alone(xt, t)
+        with torch.no_grad():
+            before = states_of(self.alone(xt, t) if previous is None else previous).state()
+        belief = self.read(xt, t, before)
+        belief.calls = 2 if previous is None else 1
+        return belief
+
+    def alone(self, xt: Tensor, t: Tensor) -> StatePrediction:
+        """Belief about x0 without a previous one."""
+        return self.read(xt, t, None)
+
+    def read(self, xt: Tensor, t: Tensor, previous: Tensor | None) -> StatePrediction:
+        """Belief about x0 given the mean (B, L, D) of a previous one, zeros where there was none."""
+        model, process = self.model, self.process
+        gamma = process.gamma(t)
+        centre = 0.0 if model.centre is None else model.centre
+        hidden = model.backbone(model.reader.noisy(xt + centre, gamma, self.target, previous), self.context, torch.sigmoid(gamma))
+        if model.spec.shift:
+            hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
+        banned = banned_ids(model.vocab.unemittable, self.table)
+        return model.output(hidden, xt, t, process, self.table, banned, self.progress)
+
+    def rows(self, index: Tensor) -> "EmbeddingPredictor":
+        """The same for a subset of rows."""
+        return replace(self, context=self.context.rows(index), target=self.target[index], starts=self.starts[index])
+
+
+class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
+    """A `Denoiser` with weights; its likelihood is an upper bound."""
+
+    config: EmbeddingConfig
+    nll_is_bound = True
+    backbone: Transformer
+
+    def __init__(self, config: EmbeddingConfig, trusted: tuple[str, ...] = ("textdiff",)) -> None:
+        super().__init__(config, trusted)
+        spec: EmbeddingDiffusion = self.spec
+        hidden = spec.backbone.width
+        self.backbone = spec.backbone.build(self.vocab, causal=False)
+        self.backbone.embedding = Reader(spec.table, self.vocab.size, spec.width, hidden, spec.self_conditioning > 0)
+        self.output: Output = spec.reading.build(self.vocab.size, spec.width, hidden)
+        self.centre = None if spec.absorb is None else nn.Parameter(torch.empty(spec.width))
+        schedule = spec.process.schedule
+        entropy = torch.tensor(float(self.vocab.tokens)).log().item()
+        self.learned = LearnedGumbel(schedule, entropy) if spec.learned_schedule and isinstance(schedule, Gumbel) else None
+        if spec.label_dropout and not self.backbone.labels:
+            raise ValueError(f"label_dropout is {spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        self.backbone.init_weights(module)
+        if isinstance(module, (Reader, Output, LearnedGumbel)):
+            module.reset()
+        if module is self and self.centre is not None:
+            init.normal_(self.centre, std=self.spec.width**-0.5)
+
+    @property
+    def reader(self) -> Reader:
+        """What stands in the trunk's place for ids."""
+        reader = self.backbone.embedding
+        assert isinstance(reader, Reader)
+        return reader
+
+    @property
+    def process(self) -> Gaussian:
+        """The process, with the schedule learnt so far."""
+        process: Gaussian = self.spec.process
+        return process if self.learned is None else self.learned.process(process)
+
+    def _table(self) -> Tensor:
+        """The vectors (V, D), around the origin that noise is added at."""
+        rows = self.reader.rows()
+        return rows if self.centre is None else rows - self.centre
+
+    def predictor(self, batch: Batch) -> EmbeddingPredictor:
+        """The network bound to a batch."""
+        return self._predictor(batch, self.process, self._table(), 1.0)
+
+    def _predictor(self, batch: Batch, process: Gaussian, table: Tensor, progress: float) -> EmbeddingPredictor:
+        starts = positions(batch.document) == 0
+        return EmbeddingPredictor(self, process, self.backbone.context(batch), table, batch.target, starts, progress)
+
+    def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The vectors of the tokens, and the targets."""
+        return F.embedding(batch.tokens, self._table()), batch.target
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The nearest token of each vector, (B, L)."""
+        table = self._table()
+        distance = table.square().sum(-1) - 2 * x0.to(table.dtype) @ table.T
+        return distance.index_fill(-1, torch.tensor(self.vocab.unemittable, device=x0.device, dtype=torch.long), torch.inf).argmin(-1)
+
+    def default_sampler(self, steps: int | None = None) -> Sampler:
+        return DDIM(eta=1.0) if steps is None else DDIM(steps=steps, eta=1.0)
+
+    def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
+        """The training loss; `nelbo` is not a number: a bound needs a second call for the reconstruction, which evaluations make."""
+        spec: EmbeddingDiffusion = self.spec
+        rng, process, table = Rng(seed, step, batch.sample_id), self.process, self._table()
+        if spec.label_dropout and self.backbone.labels:
+            told = rng.uniform("label", ()) >= spec.label_dropout
+            batch = batch._replace(source_attend=batch.source_attend & told[:, None])
+        rows = F.embedding(batch.tokens, table)
+        state = rows
+        if spec.objective.own_noise:
+            state = rows + batch.target[..., None] * spec.objective.own_noise * rng.normal("own_noise", rows.shape[1:]).to(rows.dtype)
+        encoded = Encoded(Clean(batch.tokens, state), rows)
+        noised = self._noised(process, state, batch, rng, progress)
+        predict = self._predictor(batch, process, table, progress)
+        pred = predict.read(noised.xt, noised.t, self._first_guess(predict, noised, rng))
+        nats = spec.objective(process, pred, encoded, noised, batch.target)
+        total = nats.sum()
+        if self.centre is not None:
+            total = total + 0.01 * self.centre.abs().mean() * batch.target.sum()
+        if self.learned is not None:
+            gamma = process.gamma(per_token(noised.t)).expand(nats.shape)
+            total = total + self.learned.misfit(gamma, nats)[batch.target].sum()
+        count = batch.target.sum()
+        return Loss(total, count, nats.new_tensor(torch.nan), self._health(count))
+
+    def _noised(self, process: Gaussian, state: Tensor, batch: Batch, rng: Rng, progress: float) -> Noised:
+        spec: EmbeddingDiffusion = self.spec
+        if progress < spec.curriculum:  # a time for each token: neighbours that are nearly clean teach what neighbours say
+            t = process.t_min + (1 - process.t_min) * rng.uniform("times", state.shape[1:2])
+            x = process.corrupt(state, t, rng).where(batch.target[..., None], state)
+            return Noised(x, t, torch.full_like(t, torch.nan))
+        noised = (spec.noising or process.measure)(process, state, batch.target, batch.stratum, rng)
+        if spec.absorb is None:
+            return noised
+        chance = spec.absorb * process.levels(noised.t)[1]
+        jumps = (rng.uniform("absorb", state.shape[1:2])[..., None] < chance) & batch.target[..., None]
+        return noised._replace(xt=noised.xt.masked_fill(jumps, 0.0))
+
+    def _first_guess(self, predict: EmbeddingPredictor, noised: Noised, rng: Rng) -> Tensor | None:
+        chance: float = self.spec.self_conditioning
+        if not chance:
+            return None
+        with torch.no_grad():
+            before = predict.alone(noised.xt, noised.t).state()
+        return before * (rng.uniform("self_condition", ()) < chance)[:, None, None]
+
+    def _health(self, count: Tensor) -> dict[str, Tensor]:
+        """The spread of the table, summed over tokens as every metric is; warns when it has collapsed."""
+        found = spread(self.reader.rows().detach()[: self.vocab.tokens])
+        if found.cosine > _ALIKE or (self.spec.width > 3 and found.rank < _NARROW):
+            warnings.warn(
+                f"embeddings have collapsed: mean cosine {float(found.cosine):.3f}, effective rank {float(found.rank):.2f} of "
+                f"{self.spec.width}; train on TokenCrossEntropy, give DiffusionLM an anchor, or use a Sphere table",
+                EmbeddingCollapseWarning,
+                stacklevel=2,
+            )
+        return {"embedding_cosine": found.cosine * count, "embedding_rank": found.rank * count}
+
+    @torch.no_grad()
+    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
+        """One draw of the bound: the diffusion term at one time, the reconstruction at t_min and the prior's divergence."""
+        process, table = self.process.measured(), self._table()
+        clean = Clean(batch.tokens, F.embedding(batch.tokens, table))
+        stratum = torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
+        noised = process.measure(process, clean.x, batch.target, stratum, rng)
+        predict = self._predictor(batch, process, table, 1.0)
+        nats = process.nelbo_at(predict(noised.xt, noised.t), clean, noised.xt, noised.t, batch.target).double() * noised.weight[:, None]
+        ends = process.boundary(predict, clean, batch.target, rng.draw(1), process.t_min).double()
+        return (nats + ends).sum(1)
+
+    def calls(self, draws: int) -> int:
+        """Two for each draw, twice as many with self-conditioning."""
+        return draws * (4 if self.spec.self_conditioning else 2)

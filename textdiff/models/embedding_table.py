@@ -1,0 +1,112 @@
+"""Token vectors, and how a trunk reads noisy ones: what an embedding diffusion model has in place of a trunk's own embedding."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from textdiff.backbones.transformer import time_features
+
+_LEVELS = 15.0  # gamma is told within +- this
+_RADIANS = 60.0  # largest angle of the features of gamma's range: two radians per unit of gamma
+_TIME_FEATURES = 256
+
+
+@dataclass(frozen=True)
+class Table:
+    """How the rows of an embedding table (V, D) are made of its weights."""
+
+    trained = True  # whether the weights learn
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """The vectors (V, D)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Free(Table):
+    """Learnt vectors as they are, begun at N(0, I) (Diffusion-LM)."""
+
+    def rows(self, weight: Tensor) -> Tensor:
+        return weight
+
+
+@dataclass(frozen=True)
+class Sphere(Table):
+    """Learnt directions of norm sqrt(D), so that each number has unit variance (CDCD, LangFlow)."""
+
+    def rows(self, weight: Tensor) -> Tensor:
+        return F.normalize(weight, dim=-1) * math.sqrt(weight.shape[-1])
+
+
+@dataclass(frozen=True)
+class Frozen(Sphere):
+    """Random directions of norm sqrt(D) that do not learn."""
+
+    trained = False
+
+
+class Spread(NamedTuple):
+    """How far apart the rows of a table are."""
+
+    cosine: Tensor  # mean cosine of two different rows: 1 when all are one direction
+    rank: Tensor  # effective rank of the rows, exp of the entropy of their normalised squared singular values (Roy & Vetterli 2007): 1 .. D
+
+
+@torch.no_grad()
+def spread(rows: Tensor) -> Spread:
+    """The spread of vectors (V, D); O(V D^2 + D^3), no pairs are formed."""
+    rows = rows.double()
+    count = len(rows)
+    unit = F.normalize(rows, dim=-1)
+    cosine = (unit.sum(0).square().sum() - unit.square().sum()) / max(1, count * (count - 1))
+    power = torch.linalg.eigvalsh(rows.T @ rows).clamp(min=0)
+    rank = torch.special.entr(power / power.sum().clamp(min=1e-300)).sum().exp()
+    return Spread(cosine, rank)
+
+
+class Reader(nn.Module):
+    """Ids or noisy vectors to the trunk's width: a linear layer, the noise level, and a mark at positions that are known.
+
+    It stands in the trunk's place for ids, so that an encoder reads the same vectors as the decoder does.
+    """
+
+    def __init__(self, table: Table, size: int, width: int, hidden: int, twice: bool) -> None:
+        super().__init__()
+        self.table, self.twice = table, twice
+        self.weight = nn.Parameter(torch.empty(size, width), requires_grad=table.trained)
+        self.read = nn.Linear(width, hidden)
+        self.read_previous = nn.Linear(width, hidden, bias=False) if twice else None  # of the belief before (self-conditioning)
+        self.known = nn.Parameter(torch.empty(hidden))
+        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+
+    def reset(self) -> None:
+        """Fresh weights: unit-variance vectors read at unit variance."""
+        init.normal_(self.weight)
+        for layer in (self.read, *([self.read_previous] if self.read_previous is not None else [])):
+            init.normal_(layer.weight, std=1 / math.sqrt(self.weight.shape[1]))
+        init.zeros_(self.read.bias)
+        init.normal_(self.known, std=0.02)
+        if self.read_previous is not None:
+            init.zeros_(self.read_previous.weight)
+
+    def rows(self) -> Tensor:
+        """The table (V, D)."""
+        return self.table.rows(self.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Clean text (B, S) at the trunk's width, (B, S, H)."""
+        return self.read(F.embedding(ids, self.rows()))
+
+    def noisy(self, x: Tensor, gamma: Tensor, target: Tensor, previous: Tensor | None) -> Tensor:
+        """Noisy vectors (B, L, D) of log-SNR -gamma (B,) or (B, L) at the trunk's width; positions off `target` (B, L) are known."""
+        level = (gamma.clamp(-_LEVELS, _LEVELS) + _LEVELS) / (2 * _LEVELS)
+        time = self.time(time_features(level, _RADIANS).to(x.dtype))
+        read = self.read(x) + time + (~target)[..., None] * self.known
+        if self.read_previous is not None and previous is not None:
+            read = read + self.read_previous(previous)
+        return read

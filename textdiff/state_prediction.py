@@ -1,0 +1,74 @@
+"""The network's belief about a clean vector beside its belief about the token that the vector stands for."""
+
+import torch
+from torch import Tensor
+
+from textdiff.prediction import HeadPrediction, Prediction
+from textdiff.projection import Head, chunk_rows
+
+
+class StatePrediction(Prediction):
+    """A belief about x0 as vectors (B, L, D) and, where they stand for tokens, about those."""
+
+    def state(self, where: Tensor | None = None) -> Tensor:
+        """The mean of x0: (N, D) at the True positions of `where` (B, L), or (B, L, D)."""
+        raise NotImplementedError
+
+
+class Regressed(HeadPrediction, StatePrediction):
+    """A regressed x0 (B, L, D); tokens are read from it by a rounding head."""
+
+    def state(self, where: Tensor | None = None) -> Tensor:
+        return self.hidden if where is None else self.hidden[where]
+
+    def rounded(self, x: Tensor) -> HeadPrediction:
+        """What the rounding head reads from any vectors (B, L, D)."""
+        return HeadPrediction(x, self.head)
+
+
+class Interpolated(HeadPrediction, StatePrediction):
+    """Logits whose softmax weighs the rows of an embedding table (V, D): x0hat = softmax(logits) E (score interpolation, CDCD)."""
+
+    def __init__(self, hidden: Tensor, head: Head, table: Tensor) -> None:
+        super().__init__(hidden, head)
+        self.table = table
+        self._mean: Tensor | None = None
+
+    def state(self, where: Tensor | None = None) -> Tensor:
+        if where is not None and self._mean is None:
+            return self._weighed(self.hidden[where])
+        if self._mean is None:
+            self._mean = self._weighed(self.hidden.flatten(0, 1)).unflatten(0, self.shape)
+        return self._mean if where is None else self._mean[where]
+
+    def _weighed(self, hidden: Tensor) -> Tensor:
+        parts = hidden.split(chunk_rows(len(self.head.weight), hidden.device))
+        return torch.cat([self.head(part).softmax(-1).to(self.table.dtype) @ self.table for part in parts])
+
+
+class Moved(StatePrediction):
+    """A belief whose vectors were moved to `x0` (B, L, D), by guidance for example; what it says of tokens stays."""
+
+    def __init__(self, inner: StatePrediction, x0: Tensor, calls: int) -> None:
+        self.inner, self.x0 = inner, x0
+        self.shape, self.device, self.calls = inner.shape, inner.device, calls
+
+    def state(self, where: Tensor | None = None) -> Tensor:
+        return self.x0 if where is None else self.x0[where]
+
+    def logits(self, where: Tensor | None = None) -> Tensor:
+        return self.inner.logits(where)
+
+
+class TabledState(StatePrediction):
+    """A belief given as log-probabilities (B, L, V) over the rows of an embedding table (V, D): the oracle's, or a test's."""
+
+    def __init__(self, log_prob: Tensor, table: Tensor) -> None:
+        self.table, self.log_probs = table, log_prob
+        self.shape, self.device = (log_prob.shape[0], log_prob.shape[1]), log_prob.device
+
+    def state(self, where: Tensor | None = None) -> Tensor:
+        return self.logits(where).softmax(-1) @ self.table
+
+    def logits(self, where: Tensor | None = None) -> Tensor:
+        return self.log_probs if where is None else self.log_probs[where]
