@@ -40,7 +40,7 @@ class Sqrt(Schedule):
 
     def _last(self) -> tuple[float, float]:
         """alpha at the two ends of the last step."""
-        start = float(self._raw(torch.tensor(self._before, dtype=torch.float64)))
+        start = float(self._raw(torch.tensor(self._before, dtype=torch.float64, device="cpu")))
         return start, 1e-3 * start
 
     def alpha(self, t: Tensor) -> Tensor:

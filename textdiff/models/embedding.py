@@ -5,6 +5,7 @@ sources and infilled text are clean vectors that no noise touches (DiffuSeq's pa
 `batch.source` instead (GENIE).
 """
 
+import math
 import warnings
 from dataclasses import dataclass, field, replace
 
@@ -142,8 +143,8 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         self.output: Output = spec.reading.build(self.vocab.size, spec.width, hidden)
         self.centre = None if spec.absorb is None else nn.Parameter(torch.empty(spec.width))
         schedule = spec.process.schedule
-        entropy = torch.tensor(float(self.vocab.tokens)).log().item()
-        self.learned = LearnedGumbel(schedule, entropy) if spec.learned_schedule and isinstance(schedule, Gumbel) else None
+        learns = spec.learned_schedule and isinstance(schedule, Gumbel)
+        self.learned = LearnedGumbel(schedule, math.log(self.vocab.tokens)) if learns else None
         if spec.label_dropout and not self.backbone.labels:
             raise ValueError(f"label_dropout is {spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
         self.post_init()

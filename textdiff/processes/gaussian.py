@@ -44,7 +44,7 @@ class Gaussian(Process):
     def __post_init__(self) -> None:
         if not 0 <= self.t_min < 1:
             raise ValueError(f"t_min is {self.t_min}, expected a time in [0, 1)")
-        if float(self.schedule.alpha(torch.tensor(self.t_min))) >= 1:
+        if float(self.schedule.alpha(torch.tensor(self.t_min, device="cpu"))) >= 1:
             raise ValueError(f"{type(self.schedule).__name__} leaves no noise at t_min = {self.t_min}: raise t_min, 1e-3 will do")
 
     def bind(self, vocab: Vocab) -> Self:
@@ -59,7 +59,7 @@ class Gaussian(Process):
     def measured(self) -> Self:
         """The same noise levels run through evenly in gamma, from that of t_min to that of t = 1 or 15: the continuous bound is the same
         under every schedule between two levels (VDM, section 5.1), and its estimate here has no levels that are never drawn."""
-        low, high = (float(self.gamma(torch.tensor(t, dtype=torch.float64))) for t in (self.t_min, 1.0))
+        low, high = (float(self.gamma(torch.tensor(t, dtype=torch.float64, device="cpu"))) for t in (self.t_min, 1.0))
         return replace(self, schedule=LinearLogSNR(low, min(high, _FAINTEST)), t_min=0.0)
 
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
