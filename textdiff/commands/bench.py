@@ -12,7 +12,7 @@ import tyro
 class Bench:
     """Measure textdiff against what it replaces: interleaved runs in one process, medians of ratios with quartiles."""
 
-    what: tyro.conf.Positional[Literal["training", "sampling", "likelihood", "all"]] = "all"
+    what: tyro.conf.Positional[Literal["training", "embedding", "sampling", "likelihood", "all"]] = "all"
     """Which comparison."""
     rounds: int | None = None
     """Rounds per comparison (default: each comparison's own)."""
@@ -27,11 +27,17 @@ class Bench:
 
         from textdiff.bench.base import Bench as Comparison
         from textdiff.bench.base import table, to_json
+        from textdiff.bench.embedding import EmbeddingBench
         from textdiff.bench.likelihood import LikelihoodBench
         from textdiff.bench.sampling import SamplingBench
         from textdiff.bench.training import TrainingBench
 
-        kinds: dict[str, type[Comparison]] = {"training": TrainingBench, "sampling": SamplingBench, "likelihood": LikelihoodBench}
+        kinds: dict[str, type[Comparison]] = {
+            "training": TrainingBench,
+            "embedding": EmbeddingBench,
+            "sampling": SamplingBench,
+            "likelihood": LikelihoodBench,
+        }
         options = {} if self.rounds is None else {"rounds": self.rounds}
         written = []
         for name in kinds if self.what == "all" else (self.what,):

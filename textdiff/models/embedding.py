@@ -35,6 +35,8 @@ from textdiff.samplers.ddim import DDIM
 from textdiff.state_prediction import StatePrediction
 from textdiff.vocab import Vocab
 
+_GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 fill [0, 1) evenly
+_PLACES = 256  # of a sequence inside its strata of time
 _ALIKE = 0.9  # mean cosine of two rows from which a table counts as collapsed
 _NARROW = 1.5  # effective rank up to which it does, where there are more than three dimensions
 
@@ -143,8 +145,9 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         self.output: Output = spec.reading.build(self.vocab.size, spec.width, hidden)
         self.centre = None if spec.absorb is None else nn.Parameter(torch.empty(spec.width))
         schedule = spec.process.schedule
-        learns = spec.learned_schedule and isinstance(schedule, Gumbel)
-        self.learned = LearnedGumbel(schedule, math.log(self.vocab.tokens)) if learns else None
+        self.learned: LearnedGumbel | None = None
+        if spec.learned_schedule and isinstance(schedule, Gumbel):
+            self.learned = LearnedGumbel(schedule, math.log(self.vocab.tokens))
         if spec.label_dropout and not self.backbone.labels:
             raise ValueError(f"label_dropout is {spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
         self.post_init()
@@ -256,9 +259,24 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
     @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
         """One draw of the bound: the diffusion term at one time, the reconstruction at t_min and the prior's divergence."""
+        return self._nll(batch, rng, torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2))
+
+    @torch.no_grad()
+    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+        """The times of each sequence are stratified, and those of many sequences lie between one another: each sequence stands somewhere
+        else in its strata, at a random shift that all have in common."""
+        index = batch.sample_id
+        shift = Rng(seed, 0, torch.zeros_like(index[:1])).uniform("shift", ())
+        place = ((index * _GOLDEN + shift) % 1.0 * _PLACES).long()
+        total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
+        for k in range(draws):
+            stratum = torch.stack([place + k * _PLACES, torch.full_like(index, draws * _PLACES)], dim=1)
+            total += self._nll(batch, Rng(seed, k, index), stratum)
+        return total / draws
+
+    def _nll(self, batch: Batch, rng: Rng, stratum: Tensor) -> Tensor:
         process, table = self.process.measured(), self._table()
         clean = Clean(batch.tokens, F.embedding(batch.tokens, table))
-        stratum = torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)
         noised = process.measure(process, clean.x, batch.target, stratum, rng)
         predict = self._predictor(batch, process, table, 1.0)
         nats = process.nelbo_at(predict(noised.xt, noised.t), clean, noised.xt, noised.t, batch.target).double() * noised.weight[:, None]

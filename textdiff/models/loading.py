@@ -16,18 +16,21 @@ from textdiff.models.classifier import ClassifierConfig, ClassifierSpec, NoisyCl
 from textdiff.models.discrete import Discrete, DiscreteConfig, DiscreteDiffusionLM
 from textdiff.models.embedding import EmbeddingConfig, EmbeddingDiffusion, EmbeddingDiffusionLM
 from textdiff.models.generation import TextDiffusionGenerationConfig
+from textdiff.models.latent import LatentConfig, LatentDiffusion, LatentDiffusionLM
 from textdiff.vocab import Vocab, add_mask_token, name_ends
 
 _CLASSES: dict[str, type[LanguageModel]] = {
     DiscreteConfig.model_type: DiscreteDiffusionLM,
     AutoregressiveConfig.model_type: AutoregressiveLM,
     EmbeddingConfig.model_type: EmbeddingDiffusionLM,
+    LatentConfig.model_type: LatentDiffusionLM,
     ClassifierConfig.model_type: NoisyClassifier,
 }
 _SPECS: dict[type[LanguageModel], type[ModelSpec]] = {
     DiscreteDiffusionLM: Discrete,
     AutoregressiveLM: AutoregressiveSpec,
     EmbeddingDiffusionLM: EmbeddingDiffusion,
+    LatentDiffusionLM: LatentDiffusion,
     NoisyClassifier: ClassifierSpec,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -35,7 +38,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"
 
 def register() -> None:
     """Make transformers' auto classes know our architectures."""
-    ours = ((DiscreteConfig, DiscreteDiffusionLM), (AutoregressiveConfig, AutoregressiveLM), (EmbeddingConfig, EmbeddingDiffusionLM))
+    ours = (
+        (DiscreteConfig, DiscreteDiffusionLM),
+        (AutoregressiveConfig, AutoregressiveLM),
+        (EmbeddingConfig, EmbeddingDiffusionLM),
+        (LatentConfig, LatentDiffusionLM),
+    )
     for config, model in ours:
         transformers.AutoConfig.register(config.model_type, config, exist_ok=True)
         transformers.AutoModel.register(config, model, exist_ok=True)

@@ -1,0 +1,58 @@
+"""The published embedding diffusion models, and a modern one, as settings of `EmbeddingDiffusion` around any trunk.
+
+What makes each model is here: its noise, its vectors, what it reads and what it is trained on. The trunk is ours (pre-norm, rotary
+positions), not the BERT body of the papers, and the loss counts targets only, as the papers' equations do and their code does not.
+"""
+
+import math
+
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.log_snr import Gumbel, Shifted, Sqrt
+from textdiff.models.embedding import EmbeddingDiffusion
+from textdiff.models.embedding_objective import DiffusionLM, TokenCrossEntropy
+from textdiff.models.embedding_table import Free, Sphere
+from textdiff.models.reading import Regression, Softmax
+from textdiff.processes.gaussian import Gaussian
+
+_MATCHED = 16  # numbers per token for which the plain sqrt schedule is right
+_FIRST = 1 / 2000  # of Diffusion-LM's steps
+
+
+def _sqrt(width: int) -> Gaussian:
+    """Diffusion-LM's schedule; vectors of more numbers than 16 are given noise as their norm grows."""
+    factor = math.sqrt(width / _MATCHED)
+    return Gaussian(Shifted(Sqrt(), factor) if factor > 1 else Sqrt(), t_min=_FIRST)
+
+
+def diffusion_lm(trunk: TransformerConfig, width: int = 16) -> EmbeddingDiffusion:
+    """Diffusion-LM (Li et al. 2022): regressed x0, mean squared error with embedding and rounding terms, sqrt schedule, free vectors."""
+    return EmbeddingDiffusion(_sqrt(width), trunk, width, Free(), Regression(), DiffusionLM())
+
+
+def diffusion_lm_simple(trunk: TransformerConfig, width: int = 16) -> EmbeddingDiffusion:
+    """The "e2e-simple" loss of its code: cross-entropy of the tokens rounded from the prediction."""
+    return EmbeddingDiffusion(_sqrt(width), trunk, width, Free(), Regression(), TokenCrossEntropy(own_noise=DiffusionLM().own_noise))
+
+
+def diffuseq(trunk: TransformerConfig, width: int = 16) -> EmbeddingDiffusion:
+    """DiffuSeq (Gong et al. 2023): Diffusion-LM with partial noising, the source in the same row and clean in training as in sampling."""
+    return diffusion_lm(trunk, width)
+
+
+def diffuseq_v2(trunk: TransformerConfig, width: int = 16) -> EmbeddingDiffusion:
+    """DiffuSeq-v2 (Gong et al. 2023b): noise around a learnt absorbing vector, to which targets jump with chance s / 2 in training."""
+    return EmbeddingDiffusion(_sqrt(width), trunk, width, Free(), Regression(), DiffusionLM(), absorb=0.5)
+
+
+def genie(trunk: TransformerConfig, width: int = 16) -> EmbeddingDiffusion:
+    """GENIE (Lin et al. 2023): the source is read by an encoder and cross-attended to, under its padding mask; the trunk must have one."""
+    if not trunk.encoder_layers:
+        raise ValueError("GENIE reads its source by an encoder: set encoder_layers")
+    return diffusion_lm(trunk, width)
+
+
+def modern(trunk: TransformerConfig, width: int = 32) -> EmbeddingDiffusion:
+    """The CDCD / Plaid / LangFlow line: normalised vectors, cross-entropy through the prediction, the noisy vector's own evidence added to
+    the logits, and noise levels where the information is."""
+    location = math.log(width / 14)  # at an SNR of 14 / width, ln V nats of a vector of V ~ 1,000 are known half
+    return EmbeddingDiffusion(Gaussian(Gumbel(location, 1.3)), trunk, width, Sphere(), Softmax(), TokenCrossEntropy(), shift=True)
