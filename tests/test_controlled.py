@@ -7,18 +7,21 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import torch
 
 from tests.data.test_labelled import restaurants
 from tests.tiny_runs import RECIPES, SMALL, recipe, script
 from textdiff import cli
-from textdiff.batch import collate
+from textdiff.batch import Batch, collate
 from textdiff.data.labelled import Labelled, texts_by_kind
+from textdiff.data.token_classes import NAMES
 from textdiff.data.tokenizer import load_tokenizer
 from textdiff.evaluation.ngram import Trigram, nats_per_token
 from textdiff.models.classifier import NoisyClassifier
+from textdiff.models.embedding import EmbeddingDiffusionLM
 
 SCRIPT = script(RECIPES / "controlled.py")
-PRESETS = pytest.mark.parametrize("preset", list(SCRIPT.presets))
+TOKENS = ("masked", "uniform", "hybrid")
 TINY = [
     *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
     *("--vocab-size", "300", "--length", "16", "--samples", "3", "--sampling-steps", "3", "--gammas", "0", "1", "2"),
@@ -73,12 +76,22 @@ def test_two_processes_train_one_tokenizer_and_the_main_one_alone_measures_and_w
     assert len(json.loads((tmp_path / "out" / "results.json").read_text())["rows"]) == 6
 
 
-@PRESETS
+def rows_of(preset: str) -> list[tuple[str, float | None]]:
+    """What is asked of each preset at gammas 0, 1, 2, in order."""
+    free = [("real text", None), ("none", 0.0), ("classifier-free", 1.0), ("classifier-free", 2.0)]
+    if preset in TOKENS:
+        return [*free, ("classifier", 1.0), ("classifier", 2.0)]
+    if preset == "latent":
+        return free
+    steered = [("gradient", 1.0), ("gradient", 2.0), ("plug-and-play", 0.1)]
+    classes = [("classes: none", 0.0), *((f"classes: {name}", strength) for name, strength in steered)]
+    return [*free, *steered, *classes, *((name, None) for name in ("end: none", "end: given", "gap: hidden context", "gap: given context"))]
+
+
+@pytest.mark.parametrize("preset", list(SCRIPT.presets))
 def test_the_table_has_every_strength_and_its_first_row_is_what_the_saved_judge_says_of_held_out_text(preset: str, tmp_path: Path) -> None:
     found = controlled(preset, tmp_path)
-    asked = [(row["guidance"], row["gamma"]) for row in found["rows"]]
-    guided = [(guidance, gamma) for guidance in ("classifier-free", "classifier") for gamma in (1.0, 2.0)]
-    assert asked == [("real text", None), ("none", 0.0), *guided]
+    assert [(row["guidance"], row["gamma"]) for row in found["rows"]] == rows_of(preset)
     texts = texts_by_kind(str(tmp_path / "e2e.jsonl"), "food")
     tokenizer = load_tokenizer(str(tmp_path / "out" / "model"))
     real = Labelled(texts.held_out, False, tokenizer, 16).spread(3)
@@ -93,6 +106,18 @@ def test_the_table_has_every_strength_and_its_first_row_is_what_the_saved_judge_
     assert row["trigram"] == pytest.approx(nats_per_token(trigram, real, judge.vocab))
     assert found["kinds"] == ["Chinese", "English"]
     assert judge.spec.process is None
+
+
+def test_guides_of_vectors_read_those_of_the_model_they_guide(tmp_path: Path) -> None:
+    """Saved with the classifiers, so that a guide and its model can be opened by themselves."""
+    controlled("diffusion_lm", tmp_path)
+    model = EmbeddingDiffusionLM.from_pretrained(tmp_path / "out" / "model")
+    ids = Batch.of(torch.arange(model.vocab.size)[None])
+    for part, labels in (("classifier", 2), ("tagger", len(NAMES))):
+        guide: Any = NoisyClassifier.from_pretrained(tmp_path / "out" / part / "model")
+        assert torch.equal(guide.backbone.embedding.table, model.canvas(ids)[0][0])
+        assert guide.spec.process == model.process
+        assert (guide.spec.labels, guide.spec.each) == (labels, part == "tagger")
 
 
 def test_judge_and_guide_are_different_models_of_different_texts(tmp_path: Path) -> None:
@@ -110,7 +135,7 @@ def test_judge_and_guide_are_different_models_of_different_texts(tmp_path: Path)
 
 
 def test_without_matplotlib_the_run_says_so_and_ends_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with patch("textdiff.plots.can_draw", lambda: False):
+    with patch("textdiff.controlled.can_draw", lambda: False):
         controlled("masked", tmp_path)
     assert "no plot: matplotlib is not installed (pip install textdiff[plots])" in capsys.readouterr().out
     assert not (tmp_path / "out" / "control.png").exists()
@@ -145,3 +170,14 @@ def test_guidance_raises_control_by_15_points_as_an_independent_judge_sees_it(tm
     for guidance in ("classifier-free", "classifier"):
         assert success[guidance, 2.0] >= success["none", 0.0] + 15
     assert success["real text", None] > 70
+
+
+@pytest.mark.slow
+def test_a_classifier_of_vectors_raises_control_by_15_points_as_an_independent_judge_sees_it(tmp_path: Path) -> None:
+    words = ["recipes/controlled.py", "diffusion_lm", "--gammas", "0", "--samples", "32", "--out", str(tmp_path)]
+    with patch.object(sys, "argv", words):
+        cli.run_presets(*SCRIPT)
+    success = {(row["guidance"], row["gamma"]): row["success"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    assert success["gradient", 2.0] >= success["none", 0.0] + 15
+    assert success["plug-and-play", 0.1] >= success["none", 0.0] + 15
+    assert success["end: given", None] > success["end: none", None] + 50

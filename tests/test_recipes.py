@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import textdiff
 from tests.data.texts import sentence
 from tests.tiny_runs import QUICK, RECIPES, SMALL, TINY, corpus, quickstart, recipe, script, stock_gpt2
+from tests.tiny_runs import pairs as pair_files
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.data.layout import Layout
 from textdiff.data.tokenizer import load_tokenizer
@@ -59,7 +60,9 @@ def saved_recipe(out: str) -> Recipe:
 
 @pytest.mark.parametrize(("name", "preset"), PRESETS)
 def test_every_preset_trains_two_steps_and_leaves_a_whole_run(name: str, preset: str) -> None:
-    recipe(name, preset, *QUICK.get(name, [*TINY, "--data", str(corpus(Path("texts")))]), *SMALL, "--out", "out")
+    corpus(Path("texts"))
+    pair_files(Path("pairs"))
+    recipe(name, preset, *QUICK.get(name, [*TINY, "--data", "texts"]), *SMALL, "--out", "out")
     assert steps("out")[-1] == 2
     assert results("out")
     asked = SCRIPTS[name].presets[preset]()

@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedTokenizerFast
 
-from tests.data.texts import documents, word_piece
+from tests.data.texts import documents, sentence, word_piece
 from textdiff import cli
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -23,7 +23,17 @@ TINY = [
 ]
 SMALL = ["--model.backbone.width", "16", "--model.backbone.layers", "1", "--model.backbone.heads", "2"]
 
+SHORT = [  # of recipes on pairs
+    *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1", "--vocab-size", "300"),
+    *("--source-length", "80", "--response-length", "60", "--scoring.test-limit", "6", "--scoring.candidates", "2"),
+    *("--scoring.rows-while-training", "4", "--scoring.draws-while-training", "2"),
+]
+
 QUICK = {  # recipes that TINY does not fit
+    "dates": [*SHORT, "--response-length", "11"],
+    "translation": [*SHORT, "--data", "pairs"],
+    "paraphrase": [*SHORT, "--data", "pairs"],
+    "data_to_text": [*SHORT, "--data", "pairs"],
     "markov": ["--train.steps", "2", "--train.batch-size", "4", "--test-sequences", "16", "--draws", "2"],
     "controlled": [
         *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
@@ -65,6 +75,15 @@ def corpus(folder: Path, count: int = 120) -> Path:
     rows = [json.dumps({"text": text}) + "\n" for text in documents(count)]
     (folder / "train.jsonl").write_text("".join(rows[10:]))
     (folder / "validation.jsonl").write_text("".join(rows[:10]))
+    return folder
+
+
+def pairs(folder: Path, count: int = 40) -> Path:
+    """A folder with files of prompts and responses for training, validation and test."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, split in enumerate(("train", "valid", "test")):
+        rows = [{"src": sentence(1000 * number + i, 3 + i % 4), "trg": sentence(500 + i, 2 + i % 3)} for i in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

@@ -28,8 +28,10 @@ class Sqrt(Schedule):
     offset: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.steps < 2:
-            raise ValueError(f"steps is {self.steps}, expected 2 or more")
+        if not 0 < self.offset <= 0.01:
+            raise ValueError(f"offset is {self.offset}, expected a small part of the run, 1e-4 or so")
+        if not 2 <= self.steps < 0.99 / self.offset:  # beyond, f has passed 0 before the last step
+            raise ValueError(f"steps is {self.steps}, expected 2 or more and fewer than 0.99 / offset = {0.99 / self.offset:.0f}")
 
     @property
     def _before(self) -> float:
@@ -125,7 +127,7 @@ class Gumbel(Schedule):
         low, high = self._ends(t)
         level = low + (high - low) * t
         gamma = self.location - self.scale * torch.log(-level.clamp(1e-300, 1 - 1e-16).log())
-        return gamma.clamp(self.low, self.high)
+        return gamma.clamp(self.low, self.high).where(t > 0, self.low)  # whose level may be too small for float64
 
     def alpha(self, t: Tensor) -> Tensor:
         return torch.sigmoid(-self._gamma(t.double()))

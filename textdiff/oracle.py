@@ -5,15 +5,19 @@ wrong on purpose (`mixed`) must be found out. Everything here is float64.
 """
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textdiff.batch import Batch
 from textdiff.prediction import Prediction, TablePrediction
 from textdiff.processes.base import TokenProcess
+from textdiff.processes.gaussian import Gaussian
 from textdiff.randomness import Rng
+from textdiff.state_prediction import TabledState
 from textdiff.vocab import Vocab
 
 
@@ -124,23 +128,78 @@ class OraclePredictor:
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> TablePrediction:
         """Log-probabilities (B, L, K + 1) float64; [MASK] has none."""
         source, wrong = self.oracle.source, self.oracle.uniform
-        known = (xt[..., None] == torch.arange(source.states, device=xt.device)).double()
-        likelihood = self.oracle.process.emission(xt, t, source.states).where(self.target[..., None], known)
-        likelihood = likelihood.masked_fill(~self.attend[..., None], 1.0)
-        belief = _leave_one_out(source.initial.to(xt.device), source.transition.to(xt.device), likelihood)
+        likelihood = _evidence(self.oracle.process.emission(xt, t, source.states), xt, self.target, self.attend)
+        belief = _leave_one_out(source, likelihood)
         if self.oracle.posterior:
             belief = _normalised(belief * likelihood)
         if wrong > 0:
             belief = (1 - wrong) * belief + wrong / source.states
-        return TablePrediction(torch.nn.functional.pad(belief.log(), (0, 1), value=-torch.inf))
+        return TablePrediction(F.pad(belief.log(), (0, 1), value=-torch.inf))
 
     def rows(self, index: Tensor) -> "OraclePredictor":
         """The same for a subset of rows."""
         return replace(self, attend=self.attend[index], target=self.target[index])
 
 
-def _leave_one_out(initial: Tensor, transition: Tensor, likelihood: Tensor) -> Tensor:
+@dataclass(frozen=True, eq=False)
+class GaussianOracle:
+    """The exact denoiser of a source whose states are rows of a table (K, D) under Gaussian noise; with `uniform` > 0 its beliefs are
+    mixed with that much of the uniform law. The source must not rule any transition out, which noisy vectors may suggest."""
+
+    source: Markov
+    process: Gaussian
+    table: Tensor
+    uniform: float = 0.0
+
+    def predictor(self, batch: Batch) -> "GaussianOraclePredictor":
+        """The oracle bound to a batch; padding says nothing about the rest of its row."""
+        return GaussianOraclePredictor(self, batch.tokens, batch.attend, batch.target)
+
+    def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The rows of the tokens, and the targets."""
+        return F.embedding(batch.tokens, self.table), batch.target
+
+    def decode(self, x0: Tensor) -> Tensor:
+        """The state whose row is nearest, (B, L)."""
+        return (self.table.square().sum(-1) - 2 * x0.to(self.table.dtype) @ self.table.T).argmin(-1)
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianOraclePredictor:
+    """p(x0_l | xt) by forward-backward; what position l says for itself is part of it, as the mean of x0 asks for."""
+
+    oracle: GaussianOracle
+    tokens: Tensor  # (B, L) long
+    attend: Tensor  # (B, L) bool
+    target: Tensor  # (B, L) bool, everything else is known
+
+    def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> TabledState:
+        """Log-probabilities (B, L, K) of the rows of the table."""
+        oracle, wrong = self.oracle, self.oracle.uniform
+        a, sigma = oracle.process.levels(t)
+        # log N(xt; a E_w, s^2 I) up to what all w share; the best is brought to 0, because at little noise all would underflow
+        log_likelihood = (a * (xt.to(oracle.table.dtype) @ oracle.table.T) - a**2 * oracle.table.square().sum(-1) / 2) / sigma**2
+        likelihood = (log_likelihood - log_likelihood.amax(-1, keepdim=True)).exp()
+        likelihood = _evidence(likelihood, self.tokens, self.target, self.attend)
+        belief = _normalised(_leave_one_out(oracle.source, likelihood) * likelihood)
+        if wrong > 0:
+            belief = (1 - wrong) * belief + wrong / oracle.source.states
+        return TabledState(belief.log(), oracle.table)
+
+    def rows(self, index: Tensor) -> "GaussianOraclePredictor":
+        """The same for a subset of rows."""
+        return replace(self, tokens=self.tokens[index], attend=self.attend[index], target=self.target[index])
+
+
+def _evidence(emission: Tensor, tokens: Tensor, target: Tensor, attend: Tensor) -> Tensor:
+    """The likelihoods (B, L, K) of every state: `emission` at the targets, certainty at known tokens, nothing at padding."""
+    known = (tokens[..., None] == torch.arange(emission.shape[-1], device=tokens.device)).to(emission.dtype)
+    return emission.where(target[..., None], known).masked_fill(~attend[..., None], 1.0)
+
+
+def _leave_one_out(source: Markov, likelihood: Tensor) -> Tensor:
     """p(x_l | all likelihoods but that of l), (B, L, K), each message normalised so that none underflows."""
+    initial, transition = source.initial.to(likelihood.device), source.transition.to(likelihood.device)
     rows, length, _ = likelihood.shape
     evidence = likelihood.transpose(0, 1).contiguous()  # (L, B, K), so that each message reads adjacent memory
     belief = torch.empty_like(evidence)
@@ -159,7 +218,10 @@ def _normalised(weight: Tensor) -> Tensor:
     return weight / weight.sum(-1, keepdim=True)
 
 
-def mixed(denoiser: Oracle, weight: float) -> Oracle:
+AnyOracle = TypeVar("AnyOracle", Oracle, GaussianOracle)
+
+
+def mixed(denoiser: AnyOracle, weight: float) -> AnyOracle:
     """A deliberately wrong denoiser: `weight` of the uniform law over the states in every belief."""
     if not 0 < weight <= 1:
         raise ValueError(f"weight is {weight}, expected a share of the belief in (0, 1]")

@@ -4,9 +4,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import torch
 import yaml
@@ -82,6 +82,18 @@ class Recipe:
     """How it is measured and shown."""
 
 
+class Plan(Protocol):
+    """What the folder of a run must know of a recipe, a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path | None: ...
+
+    @property
+    def train(self) -> Train: ...
+
+
 def run(recipe: Recipe, name: str) -> Path:
     """Train, measure, sample and save; returns the run's folder. `name` is the folder's default name.
 
@@ -106,7 +118,7 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
     report = Report(out, shown=accelerator.is_main_process)
     report.header(model, data)
     model.tokenizer = tokenizer
-    on_main(accelerator, lambda: _begin(out, recipe, tokenizer))
+    on_main(accelerator, lambda: begin(out, recipe, tokenizer))
     steps = train(
         accelerator,
         recipe.train,
@@ -115,7 +127,7 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
         pad_id=model.vocab.pad_id or 0,
         out=out,
         evaluate=_while_training(recipe, data),
-        save=_save(model, recipe, out),
+        save=saver(model, recipe, out),
     )
     model.to(accelerator.device)  # type: ignore[arg-type]
     with scoring(shown=accelerator.is_main_process) as bar:
@@ -133,7 +145,7 @@ def on_main_first(accelerator: Accelerator, work: Callable[[], Any]) -> Any:
         return work()
 
 
-def run_folder(recipe: Recipe, name: str) -> Path:
+def run_folder(recipe: Plan, name: str) -> Path:
     """The folder of this run, not yet made: the one asked for, the newest of that name to resume, or a name not taken yet.
 
     Raises ValueError for a folder that cannot be one, or that holds a run which is not to be resumed.
@@ -155,18 +167,23 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _tokenizer(recipe: Recipe, opened: Opened, out: Path, accelerator: Accelerator) -> PreTrainedTokenizerBase:
-    """The tokenizer asked for, that of the run resumed, or one trained on the training text."""
     if recipe.tokenizer is None and recipe.init is not None:
         return load_tokenizer(hub.resolve(recipe.init))
-    if recipe.tokenizer is not None:
-        inside = Path(recipe.tokenizer) / "model"  # of a run's folder
-        return load_tokenizer(str(inside) if (inside / "tokenizer.json").is_file() else recipe.tokenizer)
-    if recipe.train.resume and (out / "tokenizer" / "tokenizer.json").is_file():
+    given = given_tokenizer(recipe.tokenizer, recipe.train.resume, out)
+    return on_main(accelerator, lambda: train_tokenizer(opened.texts(), recipe.vocab_size)) if given is None else given
+
+
+def given_tokenizer(asked: str | None, resume: bool, out: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer asked for, or that of the run resumed; None when one is to be trained."""
+    if asked is not None:
+        inside = Path(asked) / "model"  # of a run's folder
+        return load_tokenizer(str(inside) if (inside / "tokenizer.json").is_file() else asked)
+    if resume and (out / "tokenizer" / "tokenizer.json").is_file():
         return load_tokenizer(str(out / "tokenizer"))
-    return on_main(accelerator, lambda: train_tokenizer(opened.texts(), recipe.vocab_size))
+    return None
 
 
-def _begin(out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> None:
+def begin(out: Path, recipe: Plan, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make the folder; what a resumed run finds there stays as it is until the run has been found to fit."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -178,13 +195,15 @@ def _begin(out: Path, recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Non
         raise ValueError(f"cannot write to the output folder {out}: {error}; free some space, or choose another with --out") from error
 
 
-def _write_recipe(out: Path, recipe: Recipe) -> None:
+def _write_recipe(out: Path, recipe: Plan) -> None:
     working = out / "recipe.tmp"
-    working.write_text(yaml.safe_dump(plain.to_plain(replace(recipe, out=out)), sort_keys=False))
+    working.write_text(yaml.safe_dump(plain.to_plain(plain.replaced(recipe, out=out)), sort_keys=False))
     working.rename(out / "recipe.yaml")
 
 
-def _save(model: LanguageModel, recipe: Recipe, out: Path) -> Callable[[Path, dict[str, Tensor]], None]:
+def saver(model: LanguageModel, recipe: Plan, out: Path) -> Callable[[Path, dict[str, Tensor]], None]:
+    """What the training loop writes a model and its recipe with."""
+
     def save(folder: Path, weights: dict[str, Tensor]) -> None:
         with _disk_errors():
             model.save_pretrained(folder, state_dict=weights)

@@ -141,6 +141,44 @@ def test_a_pair_that_just_fits_is_kept(encoder: bool) -> None:
         Pairs([pair], byte_level(), length - 1, encoder)
 
 
+@pytest.mark.parametrize("encoder", [False, True])
+def test_filled_rows_have_as_many_targets_each_of_them_the_response_then_eos(encoder: bool) -> None:
+    tokenizer, long, short = byte_level(), Pair("the cat", "sät on a mat"), Pair("a dog", "ran")
+    fill = len(encode(tokenizer, long.response)) + 3
+    plain, filled = (Pairs([long, short], tokenizer, 64, encoder, fill=size) for size in (None, fill))
+    assert filled.truncated == 0
+    for before, row in zip(plain, filled, strict=True):
+        ends = [tokenizer.eos_token_id] * (fill - len(targets(before)))
+        assert targets(row) == targets(before) + ends
+        context = len(before.tokens) - len(targets(before))
+        assert list(row.tokens) == [*before.tokens[:context], *targets(row)]
+        assert list(row.target) == [False] * context + [True] * fill
+        assert (row.source, row.text_bytes) == (before.source, before.text_bytes)
+    batch = collate([filled[0], filled[1]], pad_id=tokenizer.pad_token_id)
+    assert not bool((batch.tokens[batch.target] == tokenizer.pad_token_id).any())
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_a_response_needs_room_for_its_eos_or_loses_its_end(encoder: bool) -> None:
+    tokenizer, pair = byte_level(), Pair("the cat", "sät on a mat")
+    response = encode(tokenizer, pair.response)
+    assert targets(Pairs([pair], tokenizer, 64, encoder, fill=len(response) + 1)[0]) == [*response, tokenizer.eos_token_id]
+    with pytest.raises(ValueError, match=rf"^pair 1 \('the cat'\): the response has {len(response)} tokens, fill \d+ leaves \d+"):
+        Pairs([pair], tokenizer, 64, encoder, fill=len(response))
+    cut = Pairs([pair], tokenizer, 64, encoder, truncate=True, fill=2)
+    assert targets(cut[0]) == [response[0], tokenizer.eos_token_id]
+    assert (cut.truncated, cut[0].text_bytes) == (1, 1)
+
+
+def test_with_fill_a_prompt_has_what_the_fill_leaves() -> None:
+    long = Pair("the cat sat on the mat " * 9, "yes")
+    row = Pairs([long], byte_level(), 24, truncate=True, fill=8)[0]
+    assert (len(row.tokens), sum(row.target)) == (24, 8)
+    for fill in (0, 24):
+        with pytest.raises(ValueError, match=f"fill is {fill}, expected 1 target or more, and less than max_length 24"):
+            Pairs([long], byte_level(), 24, fill=fill)
+
+
 def test_pairs_need_an_eos() -> None:
     with pytest.raises(ValueError, match="no EOS token"):
         Pairs([Pair("a", "b")], without_ends(byte_level(), "eos_token"), 16)

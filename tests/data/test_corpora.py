@@ -58,11 +58,64 @@ def test_all_responses_to_one_prompt_are_in_one_split(tmp_path: Path) -> None:
     assert sum(map(len, splits)) == 400
 
 
-@pytest.mark.parametrize("names", [("prompt", "response"), ("src", "trg"), ("question", "answer")])
+@pytest.mark.parametrize("names", [("prompt", "response"), ("src", "trg"), ("mr", "ref"), ("question", "answer")])
 def test_pairs_are_recognised_or_named(tmp_path: Path, names: tuple[str, str]) -> None:
     path = write_rows(tmp_path / "a.jsonl", [{names[0]: "p", names[1]: "r", "other": 1}])
     columns = names if names[0] == "question" else None
     assert all_records(path, columns=columns) == [Pair("p", "r")]
+
+
+def test_the_e2e_release_is_pairs(tmp_path: Path) -> None:
+    (tmp_path / "trainset.csv").write_text('mr,ref\r\n"name[Aromi], area[riverside]","Aromi is ""by"" the river."\r\n')
+    assert all_records(tmp_path) == [Pair("name[Aromi], area[riverside]", 'Aromi is "by" the river.')]
+
+
+def test_lines_of_attributes_and_text_are_pairs(tmp_path: Path) -> None:
+    for part, name in (("train", "Aromi"), ("valid", "Cotto"), ("test", "Zizzi")):
+        lines = [f"name : {name} | Type : pub||{name} : a pub | and more .", f"name : {name}||{name} ."]
+        (tmp_path / f"src1_{part}.txt").write_text("\n".join(lines) + "\n")
+    assert [list(part) for part in resolve(str(tmp_path)).splits] == [
+        [Pair(f"name : {name} | Type : pub", f"{name} : a pub | and more ."), Pair(f"name : {name}", f"{name} .")]
+        for name in ("Aromi", "Cotto", "Zizzi")
+    ]
+
+
+def test_a_text_whose_first_line_is_no_attributes_stays_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a || b\nname : X||Y\n")
+    assert [record for record in all_records(tmp_path / "a.txt") if isinstance(record, Pair)] == []
+    (tmp_path / "b.txt").write_text("name : X||Y\n\nname : Y\n")
+    with pytest.raises(ValueError, match=r"b\.txt:3: expected `name : value \| name : value\|\|text`"):
+        resolve(str(tmp_path / "b.txt"))
+
+
+@pytest.mark.parametrize("kinds", [("src", "tgt"), ("de", "en")])
+def test_lines_of_parallel_files_are_pairs(tmp_path: Path, kinds: tuple[str, str]) -> None:
+    files = {f"{split}.{kind}": f"{kind}1\n{kind}2\u2028{split}\n" for split in ("train", "dev", "test_2016") for kind in kinds}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "README").write_text("About the data.")
+    for columns in (None, kinds, kinds[::-1]):
+        first, second = columns or kinds
+        assert [list(part) for part in resolve(str(tmp_path), columns).splits] == [
+            [Pair(f"{first}1", f"{second}1"), Pair(f"{first}2\u2028{split}", f"{second}2\u2028{split}")]
+            for split in ("train", "dev", "test_2016")
+        ]
+    with pytest.raises(ValueError, match=rf"holds \.{kinds[0]} and \.{kinds[1]} files, and \.fr and \.en were named"):
+        resolve(str(tmp_path), ("fr", "en"))
+
+
+def test_parallel_files_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    for name, text in {"train.de": "a\nb\n", "train.en": "a\nb\n", "test.de": "a\n", "test.en": "a\nb\n"}.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"test\.de has 1 lines and .*test\.en has 2: expected a line for each line"):
+        resolve(str(tmp_path))
+    (tmp_path / "test.en").unlink()
+    with pytest.raises(ValueError, match=r"there is no .*test\.en: pairs of lines need it beside its twin"):
+        resolve(str(tmp_path))
+    (tmp_path / "test.de").unlink()
+    (tmp_path / "train.en").write_text("a\n \n")
+    with pytest.raises(ValueError, match=r"train\.en:2: the line is empty: a response needs text"):
+        resolve(str(tmp_path))
 
 
 def test_files_named_after_splits_are_the_splits(tmp_path: Path) -> None:
@@ -143,7 +196,7 @@ REFUSED: dict[str, tuple[Callable[[Path], str], str]] = {
     "absent relative path": (lambda folder: "./no/folder", "there is no file or folder"),
     "absent data file": (lambda folder: "data/no.txt", "there is no file or folder"),
     "not an id": (lambda folder: "wikitext", "neither a file or folder here nor a hub id"),
-    "unknown builtin": (lambda folder: "builtin:nothing", "the one embedded corpus is builtin:pydocs"),
+    "unknown builtin": (lambda folder: "builtin:nothing", "the embedded corpora are builtin:pydocs and builtin:dates"),
     "hub out of reach": (lambda folder: "org/name:config@main", "as a hub id it failed"),
 }
 

@@ -8,8 +8,11 @@ from torch import Tensor
 
 from tests.models.tiny import MASK, VOCAB, lone, ragged, trunk
 from textdiff.batch import Batch
+from textdiff.log_snr import LinearLogSNR
 from textdiff.models.classifier import ClassifierSpec, NoisyClassifier
+from textdiff.models.embedding import EmbeddingDiffusion
 from textdiff.processes.base import Process
+from textdiff.processes.gaussian import Gaussian
 from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
 from textdiff.processes.uniform import Uniform
@@ -161,3 +164,117 @@ def test_wrong_labels_are_refused_in_one_line() -> None:
     for source in (torch.zeros(4, 0, dtype=torch.long), torch.full((4, 1), 3)):
         with pytest.raises(ValueError, match=r"expected one label per row in 0 .. 2$"):
             lively(None)(labelled()._replace(source=source), seed=0, step=0)
+
+
+GAUSSIAN = Gaussian(schedule=LinearLogSNR(-4.0, 4.0))
+
+
+def of_vectors(each: bool = False, seed: int = 0) -> NoisyClassifier:
+    model = ClassifierSpec(GAUSSIAN, trunk(time_conditioning=True), labels=3, width=4, each=each).build(VOCAB)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    return model.double().eval()
+
+
+def tagged() -> Batch:
+    """A class for each token; padding and known tokens need none."""
+    batch = ragged()
+    return batch._replace(source=(batch.tokens % 3).masked_fill(~batch.target, 9), source_attend=batch.target)
+
+
+def test_vectors_of_a_model_are_taken_and_ids_read_as_their_vectors() -> None:
+    model: Any = (
+        EmbeddingDiffusion(GAUSSIAN, trunk(), width=4, absorb=0.5).build(VOCAB).double()
+    )  # whose noise is around a point of its own
+    judge, batch = of_vectors(), labelled()
+    before = judge.log_prob(batch.tokens, torch.zeros(4), batch.attend)
+    judge.take_vectors(model)
+    vectors, noise = model.canvas(batch)[0].detach(), torch.tensor([0.1, 0.5, 0.7, 1.0], dtype=torch.float64)
+    found = judge.log_prob(batch.tokens, noise, batch.attend)
+    torch.testing.assert_close(judge.log_prob(vectors, noise, batch.attend), found)
+    torch.testing.assert_close(judge.log_prob(vectors, noise[:, None].expand(4, 6), batch.attend), found)
+    assert float((judge.log_prob(batch.tokens, torch.zeros(4), batch.attend) - before).detach().abs().max()) > 1e-3
+    for row in range(4):
+        single = lone(batch, row)
+        torch.testing.assert_close(judge.log_prob(model.canvas(single)[0], noise[row : row + 1], single.attend)[0], found[row])
+    with pytest.raises(ValueError, match=r"^the model's vectors are \(11, 8\) and the classifier reads \(11, 4\)$"):
+        judge.take_vectors(EmbeddingDiffusion(GAUSSIAN, trunk(), width=8).build(VOCAB))
+    with pytest.raises(ValueError, match=r"^this classifier reads ids, and vectors are for one whose noise is Gaussian$"):
+        lively(None).take_vectors(model)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["text", "tokens"])
+def test_the_vectors_do_not_learn_all_else_does_and_a_saved_classifier_is_the_same(each: bool, tmp_path: Path) -> None:
+    model, batch = of_vectors(each), tagged() if each else labelled()
+    model(batch, seed=0, step=0).total.backward()
+    assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == ["backbone.embedding.table"]
+    model = model.float()
+    model.save_pretrained(tmp_path)
+    again = NoisyClassifier.from_pretrained(tmp_path).eval()
+    assert again.spec == model.spec
+    noise = torch.full((4,), 0.4, dtype=torch.float64)
+    assert torch.equal(again.log_prob(batch.tokens, noise, batch.attend), model.log_prob(batch.tokens, noise, batch.attend))
+    assert torch.equal(again.judge(batch), model.judge(batch))
+
+
+def test_classes_of_tokens_count_at_targets_alone() -> None:
+    """By hand, on clean text: the log-probability of each target's class, and how many are the likeliest."""
+    model, batch = ClassifierSpec(None, trunk(), labels=3, each=True).build(VOCAB).double().eval(), tagged()
+    log_prob = model.log_prob(batch.tokens, torch.zeros(4, dtype=torch.float64), batch.attend).detach()
+    assert log_prob.shape == (4, 6, 3)
+    loss = model(batch, seed=0, step=0)
+    kept, wanted = log_prob[batch.target], (batch.tokens % 3)[batch.target]
+    torch.testing.assert_close(loss.total.detach(), -kept[torch.arange(len(kept)), wanted].sum())
+    assert float(loss.metrics["accuracy"]) == float((kept.argmax(1) == wanted).sum())
+    assert int(loss.tokens) == len(kept)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["text", "tokens"])
+def test_a_classifier_of_noisy_vectors_learns_what_the_noise_leaves(each: bool) -> None:
+    """Two tokens at +-2, one number each, and the class is the token's: the loss falls to that of Bayes' rule on the same noise."""
+    spec = ClassifierSpec(GAUSSIAN, trunk(time_conditioning=True), labels=2, width=1, each=each)
+    torch.manual_seed(0)
+    model: Any = spec.build(VOCAB)
+    with torch.no_grad():
+        model.backbone.embedding.table.copy_(2.0 * (2 * (torch.arange(VOCAB.size)[:, None] % 2) - 1))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3, weight_decay=0.0)
+
+    def batch(rows: int, step: int) -> Batch:
+        tokens = Rng(7, step, torch.arange(rows)).integers("tokens", (1,), 2)
+        return Batch.of(tokens, source=tokens, sample_id=step * rows + torch.arange(rows))
+
+    for step in range(150):
+        for group in optimizer.param_groups:
+            group["lr"] = 5e-3 * (1 - step / 150)
+        loss = model(batch(128, step), seed=0, step=step)
+        optimizer.zero_grad()
+        (loss.total / loss.tokens).backward()
+        optimizer.step()
+
+    def bayes(z: Tensor, noise: Tensor, attend: Tensor) -> Tensor:
+        odds = 4 * z[:, 0] * ((1 - noise).sqrt() / noise)[:, None]  # log N(z; 2a, s^2) - log N(z; -2a, s^2)
+        found = torch.nn.functional.logsigmoid(torch.cat([-odds, odds], 1))
+        return found[:, None] if each else found
+
+    with torch.no_grad():
+        reached = model.eval()(batch(20_000, 500), seed=1, step=0)
+        with patch.object(model, "log_prob", bayes):
+            exact = model(batch(20_000, 500), seed=1, step=0)
+    assert float(reached.total - exact.total) / 20_000 < 0.01
+    assert 0.05 < float(exact.total) / 20_000 < 0.4
+
+
+def test_widths_and_classes_that_do_not_fit_are_refused_in_one_line() -> None:
+    for process, width in ((Masked(), 4), (None, 4), (GAUSSIAN, 0)):
+        with pytest.raises(
+            ValueError, match=rf"^width is {width} and the noise is \w+: give the width of its vectors to Gaussian noise alone$"
+        ):
+            ClassifierSpec(process, trunk(), width=width)
+    with pytest.raises(ValueError, match=r"^the source is \(4, 1\), expected one label per token in 0 .. 2$"):
+        of_vectors(each=True)(labelled(), seed=0, step=0)
+    with pytest.raises(ValueError, match=r"^the source is \(4, 6\), expected one label per row in 0 .. 2$"):
+        of_vectors()(tagged(), seed=0, step=0)
+    hidden = tagged()._replace(source_attend=tagged().target & (torch.arange(4)[:, None] != 2))
+    with pytest.raises(ValueError, match=r"^1 rows hide their label"):
+        of_vectors(each=True)(hidden, seed=0, step=0)

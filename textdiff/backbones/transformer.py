@@ -38,6 +38,7 @@ class TransformerConfig(BackboneConfig):
     tied: bool = True  # the head is the embedding
     dropout: float = 0.0
     rope_base: float = 10_000.0
+    place_embedding: bool = False  # a learnt vector for the n-th target and for the n-th other token: blank targets look alike without it
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
@@ -61,17 +62,19 @@ class TransformerContext(NamedTuple):
     memory: Tensor | None  # (B, S, H)
     memory_mask: Tensor | None  # (B, 1, 1, S) bool
     label: Tensor | None = None  # (B,) long
+    place: Tensor | None = None  # (B, L) long, which place embedding each token has
 
     def rows(self, index: Tensor) -> "TransformerContext":
         """The same for a subset of rows."""
         cos, sin = self.rotation
-        mask, memory, memory_mask, label = (None if x is None else x[index] for x in (self.mask, *self[2:]))
-        return TransformerContext(mask, (cos[index], sin[index]), memory, memory_mask, label)
+        mask, *others = (None if x is None else x[index] for x in (self.mask, *self[2:]))
+        return TransformerContext(mask, (cos[index], sin[index]), *others)
 
     def at(self, columns: Tensor, mask: Tensor | None) -> "TransformerContext":
         """The context of tokens at the positions `columns` (n,) of each row, under `mask` (B, 1, n, keys) bool."""
         cos, sin = self.rotation
-        return self._replace(mask=mask, rotation=(cos[:, :, columns], sin[:, :, columns]))
+        place = None if self.place is None else self.place[:, columns]
+        return self._replace(mask=mask, rotation=(cos[:, :, columns], sin[:, :, columns]), place=place)
 
 
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -173,6 +176,7 @@ class Transformer(Backbone):
         self.encoder_norm = _norm(config) if config.encoder_layers else None
         self.output = None if config.tied else nn.Linear(config.width, vocab.size, bias=False)
         self.label = nn.Embedding(config.labels + 1, config.width) if config.labels else None  # the last row: unknown
+        self.place = nn.Embedding(2 * config.max_length, config.width) if config.place_embedding else None
         self.previous = nn.Linear(config.width, config.width, bias=False) if config.self_conditioning else None
         timed = config.time_conditioning
         self.time_mlp = (
@@ -217,7 +221,13 @@ class Transformer(Backbone):
         mask = attention_masks.combined(batch.attend, batch.document, self.causal)
         rotation = self._rotation(attention_masks.positions(batch.document))
         memory, memory_mask = self._encode(batch) if len(self.encoder) else (None, None)
-        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch))
+        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch), self._place(batch.target))
+
+    def _place(self, target: Tensor) -> Tensor | None:
+        """How many targets stand before each target, and `max_length` more than how many others before each of those, (B, L)."""
+        if self.place is None:
+            return None
+        return torch.where(target, target.long().cumsum(1) - 1, (~target).long().cumsum(1) - 1 + self.max_length)
 
     def _labels(self, batch: Batch) -> Tensor | None:
         """(B,) the class of each row, `labels` where it is unknown."""
@@ -238,6 +248,8 @@ class Transformer(Backbone):
         rotation = self._rotation(attention_masks.positions(none))
         context = TransformerContext(attention_masks.combined(attend, none, False), rotation, None, None)
         x = self.embedding(source)
+        if self.place is not None:
+            x = x + self.place(self._place(none.bool()))
         for layer, block in enumerate(self.encoder):
             x = block(x, context, False, None, None, layer)
         assert self.encoder_norm is not None
@@ -258,10 +270,10 @@ class Transformer(Backbone):
             weight: Tensor = self.time_mlp[0].weight  # type: ignore[assignment]
             time = self.time_mlp(time_features(noise, self.config.time_scale).to(weight.dtype))
         if cache is not None and self.causal:  # the context covers the whole row; take the columns being read
-            columns = slice(cache.length, cache.length + tokens.shape[1])
-            cos, sin = context.rotation
-            context = context._replace(mask=None, rotation=(cos[:, :, columns], sin[:, :, columns]))
+            context = context.at(torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device), None)
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
+        if self.place is not None:
+            x = x + self.place(context.place)
         if self.label is not None:
             x = x + self.label(context.label)[:, None]
         if self.previous is not None and previous is not None:

@@ -4,6 +4,8 @@ Layouts, with * on the targets:
     packed           BOS  a* b* c* EOS* d* e* ...     one block of the endless stream `document EOS document EOS ...`
     prompt           BOS  prompt  EOS  response* EOS*
     encoder-decoder  BOS  response* EOS*              with the prompt in `source`
+
+A model that fills all positions at once is told no length: with `fill` the response is followed by EOS up to that many targets.
 """
 
 from collections.abc import Sequence
@@ -114,25 +116,37 @@ class Blocks(Examples):
 class Pairs(Examples):
     """Prompts with responses: the response and its EOS are targets; with `encoder` the prompt goes to `source`.
 
-    A row (or source) longer than `max_length` raises ValueError naming its record; with `truncate` its prompt loses the end instead,
-    `truncated` counts such rows, and only a response that does not fit by itself is an error.
+    With `fill` every row has that many targets: the response, then EOS to the end. A row (or source) longer than `max_length`, and a
+    response that leaves no room for its EOS in `fill`, raise ValueError naming the record; with `truncate` the prompt, or the response,
+    loses its end instead and `truncated` counts such rows. Without `fill` a response that does not fit by itself is always an error.
     """
 
     def __init__(
-        self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, max_length: int, encoder: bool = False, truncate: bool = False
+        self,
+        pairs: Sequence[Pair],
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        encoder: bool = False,
+        truncate: bool = False,
+        fill: int | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token, and nothing else can end a response: choose one that has it")
+        if fill is not None and not 1 <= fill < max_length:
+            raise ValueError(f"fill is {fill}, expected 1 target or more, and less than max_length {max_length}")
         self.end_id: int = tokenizer.eos_token_id
         self.start_id: int = self.end_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-        self.max_length, self.encoder, self.truncate, self.truncated = max_length, encoder, truncate, 0
+        self.max_length, self.encoder, self.truncate, self.fill, self.truncated = max_length, encoder, truncate, fill, 0
         self._rows: list[tuple[NDArray[np.int32], NDArray[np.int32], int]] = []  # prompt, response, bytes of the response
         encode = Encoder(tokenizer)
         prompts = encode([pair.prompt for pair in pairs])
         responses = encode([pair.response for pair in pairs])
         for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True), 1):
-            kept = self._fitted(number, pairs[number - 1], prompt.ids, len(response.ids))
-            self._rows.append((kept.astype(np.int32), response.ids.astype(np.int32), int(response.sizes.sum())))
+            name = f"pair {number} ({pairs[number - 1].prompt[:40]!r})"
+            room = len(response.ids) if fill is None else fill - 1
+            kept, written = self._fitted(name, prompt.ids, room), self._written(name, response, room)
+            self.truncated += len(kept) < len(prompt.ids) or len(written.ids) < len(response.ids)
+            self._rows.append((kept.astype(np.int32), written.ids.astype(np.int32), int(written.sizes.sum())))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -140,7 +154,8 @@ class Pairs(Examples):
     def at(self, index: int) -> Example:
         """Pair number `index`."""
         prompt, response, text_bytes = self._rows[index]
-        target = [*response.tolist(), self.end_id]
+        ends = 1 if self.fill is None else self.fill - len(response)
+        target = [*response.tolist(), *[self.end_id] * ends]
         context = [self.start_id] if self.encoder else [self.start_id, *prompt.tolist(), self.end_id]
         return Example(
             tokens=context + target,
@@ -149,10 +164,9 @@ class Pairs(Examples):
             text_bytes=text_bytes,
         )
 
-    def _fitted(self, number: int, pair: Pair, prompt: NDArray[np.int64], response: int) -> NDArray[np.int64]:
-        """The prompt, cut to what `max_length` leaves for it."""
+    def _fitted(self, name: str, prompt: NDArray[np.int64], response: int) -> NDArray[np.int64]:
+        """The prompt, cut to what `max_length` leaves for it beside a response of `response` tokens."""
         room = self.max_length if self.encoder else self.max_length - response - 3  # BOS, separator and EOS
-        name = f"pair {number} ({pair.prompt[:40]!r})"
         if response + 2 > self.max_length or room < 0:
             raise ValueError(f"{name}: the response has {response} tokens and does not fit into max_length {self.max_length}: raise it")
         if len(prompt) <= room:
@@ -161,5 +175,12 @@ class Pairs(Examples):
             raise ValueError(
                 f"{name}: the prompt has {len(prompt)} tokens, max_length {self.max_length} leaves {room}: raise it or truncate"
             )
-        self.truncated += 1
         return prompt[:room]
+
+    def _written(self, name: str, response: Encoded, room: int) -> Encoded:
+        """The response, cut to `room` tokens."""
+        if len(response.ids) <= room:
+            return response
+        if not self.truncate:
+            raise ValueError(f"{name}: the response has {len(response.ids)} tokens, fill {self.fill} leaves {room}: raise it or truncate")
+        return Encoded(response.ids[:room], response.sizes[:room])

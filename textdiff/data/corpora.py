@@ -1,10 +1,14 @@
 """One argument for every corpus: the embedded one, a file, a folder, or an id on the Hugging Face hub.
 
 `builtin:pydocs`                    the text of the running Python (textdiff/data/pydocs.py)
+`builtin:dates`                     pairs: English dates and numbers with their ISO forms (textdiff/data/dates.py)
 `plays.txt`, `notes.md`             one document, cut into contiguous ranges: 90 % train, 5 % validation, 5 % test, at line ends
 `rows.jsonl`, `.csv`, `.parquet`    one document or pair per row, split by a hash of the document or of the prompt
+`src1_train.txt`                    pairs, where the first line is `name : X | Type : pub||Text .` (E2E as Diffusion-LM has it)
 `folder/`                           such files; those named train*, validation* (valid, val, dev) and test* are the splits; in a folder
                                     without rows every text file is a document; a `datasets` `save_to_disk` folder is read as one
+`folder/train.src`, `train.tgt`     pairs of lines, and so are dev.* and test.*; any two suffixes, such as .de and .en: the source is the
+                                    first by name, or by `columns`
 `org/name[:config][@revision]`      a data set on the hub; a local folder of that name wins
 
 A split that the source lacks is made from its training part. Files are read strictly: a bad row says `file:line: reason`.
@@ -20,8 +24,21 @@ from typing import Any
 
 import datasets
 
-from textdiff.data import pydocs
-from textdiff.data.readers import ROW_SUFFIXES, TEXT_SUFFIXES, BadRows, Pair, Record, choose_columns, read_rows, read_text, record_of
+from textdiff.data import dates, pydocs
+from textdiff.data.readers import (
+    ROW_SUFFIXES,
+    TEXT_SUFFIXES,
+    BadRows,
+    Pair,
+    Record,
+    choose_columns,
+    has_attributes,
+    read_attributes,
+    read_parallel,
+    read_rows,
+    read_text,
+    record_of,
+)
 from textdiff.data.source import first_line, hub_id, local_path
 from textdiff.data.splits import Splits, bucket, cut
 
@@ -90,14 +107,18 @@ def resolve(source: str, columns: Sequence[str] | None = None, skip_bad_rows: bo
         raise ValueError(f"the data has no name: give {pydocs.NAME}, a file, a folder or a hub id")
     if source == pydocs.NAME:
         return Corpus(source, _widened(pydocs.load()), (pydocs.python(),))
+    if source == dates.NAME:
+        return Corpus(source, _widened(dates.load()))
     if source.startswith("builtin:"):
-        raise ValueError(f"there is no {source!r}: the one embedded corpus is {pydocs.NAME}")
+        raise ValueError(f"there is no {source!r}: the embedded corpora are {pydocs.NAME} and {dates.NAME}")
     bad = BadRows(skip_bad_rows)
     path = local_path(source)
     if path is None:
         found = _from_hub(source, columns, bad)
     elif path.is_dir() and _is_saved_to_disk(path):
         found = _from_disk(path, columns, bad)
+    elif path.is_dir() and (parallel := parallel_files(path, columns)):
+        found = [[pair for files in part for pair in read_parallel(*files, bad)] for part in parallel]
     else:
         found = [list(_records(files, columns, bad)) for files in split_files(path)]
     splits = _complete(Splits(*found))
@@ -106,7 +127,7 @@ def resolve(source: str, columns: Sequence[str] | None = None, skip_bad_rows: bo
     return Corpus(source, splits, tuple(filter(None, [bad.report()])))
 
 
-def _widened(splits: Splits[str]) -> Splits[Record]:
+def _widened(splits: Splits[str] | Splits[Pair]) -> Splits[Record]:
     return Splits(*(list[Record](part) for part in splits))
 
 
@@ -130,15 +151,40 @@ def split_files(path: Path) -> tuple[list[Path], list[Path], list[Path]]:
 
 
 def _split_named(name: str) -> int | None:
-    """The split that a name's first word says: train-00000-of-00001.parquet, val.de-en.jsonl, test_2016."""
-    word = name.lower().replace("_", ".").replace("-", ".").split(".")[0]
+    """The split that a name's first word says: train-00000-of-00001.parquet, val.de-en.jsonl, test_2016, src1_valid."""
+    word = name.lower().removeprefix("src1_").replace("_", ".").replace("-", ".").split(".")[0]
     return _SPLIT_OF.get(word)
+
+
+def parallel_files(folder: Path, columns: Sequence[str] | None = None) -> list[list[tuple[Path, Path]]]:
+    """The (source, target) files of each split: those whose names differ in the suffix only; empty where rows or text can be read.
+
+    Raises ValueError for a file of a split without its twin, and for suffixes that `columns` does not name.
+    """
+    files = [file for file in sorted(folder.iterdir()) if file.is_file() and _split_named(file.name) is not None]
+    kinds = sorted({file.suffix for file in files})
+    if len(kinds) != 2 or set(kinds) & {*ROW_SUFFIXES, *TEXT_SUFFIXES}:
+        return []
+    wanted = tuple(f".{name.removeprefix('.')}" for name in columns) if columns is not None else tuple(kinds)
+    if sorted(wanted) != kinds:
+        raise ValueError(f"folder {folder} holds {' and '.join(kinds)} files, and {' and '.join(wanted)} were named")
+    result: list[list[tuple[Path, Path]]] = [[], [], []]
+    for stem in sorted({file.stem for file in files}):
+        found = [folder / f"{stem}{kind}" for kind in wanted]
+        absent = next((path for path in found if path not in files), None)
+        if absent is not None:
+            raise ValueError(f"there is no {absent}: pairs of lines need it beside its twin")
+        split = _split_named(stem)
+        assert split is not None
+        result[split].append((found[0], found[1]))
+    return result
 
 
 def _records(files: Iterable[Path], columns: Sequence[str] | None, bad: BadRows) -> Iterator[Record]:
     for path in files:
         if path.suffix.lower() in TEXT_SUFFIXES:
-            yield read_text(path)
+            text = read_text(path)
+            yield from read_attributes(path, text, bad) if has_attributes(text) else [text]
             continue
         chosen: tuple[str, ...] | None = None
         for place, row in read_rows(path, bad):

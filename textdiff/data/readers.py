@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,8 @@ class Pair(NamedTuple):
 
 
 Record = str | Pair  # a text document, or a pair
-_USUAL = (("text",), ("prompt", "response"), ("src", "trg"))  # columns recognised when none are named
+_ATTRIBUTES = re.compile(r"(?P<attributes>[^|:]+ : [^|]+( \| [^|:]+ : [^|]+)*)\|\|(?P<text>.*\S.*)")
+_USUAL = (("text",), ("prompt", "response"), ("src", "trg"), ("mr", "ref"))  # columns recognised when none are named
 
 
 class BadRows:
@@ -54,6 +56,33 @@ def read_text(path: Path) -> str:
     if not text.strip():
         raise ValueError(f"{path} is empty: expected text")
     return text
+
+
+def has_attributes(text: str) -> bool:
+    """Whether the first line is `name : X | Type : pub||Text .`, as in Diffusion-LM's E2E files."""
+    return _ATTRIBUTES.match(text.lstrip().partition("\n")[0]) is not None
+
+
+def read_attributes(path: Path, text: str, bad: BadRows) -> Iterator[Pair]:
+    """The lines of such a file as pairs: the attributes, and the text."""
+    for number, line in enumerate(text.split("\n"), 1):
+        found = _ATTRIBUTES.match(line)
+        if found is not None:
+            yield Pair(found["attributes"].strip(), found["text"].strip())
+        elif line.strip():
+            bad.add(f"{path}:{number}", "expected `name : value | name : value||text`, as in the first line")
+
+
+def read_parallel(source: Path, target: Path, bad: BadRows) -> Iterator[Pair]:
+    """Line i of one file with line i of the other; raises ValueError when they do not have as many."""
+    sides = [read_text(path).rstrip("\n").split("\n") for path in (source, target)]
+    if len(sides[0]) != len(sides[1]):
+        raise ValueError(f"{source} has {len(sides[0])} lines and {target} has {len(sides[1])}: expected a line for each line")
+    for number, (prompt, response) in enumerate(zip(*sides, strict=True), 1):
+        if response.strip():
+            yield Pair(prompt.strip(), response.strip())
+        else:
+            bad.add(f"{target}:{number}", "the line is empty: a response needs text")
 
 
 def read_rows(path: Path, bad: BadRows) -> Iterator[tuple[str, Row]]:

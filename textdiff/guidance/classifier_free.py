@@ -1,9 +1,10 @@
-"""Classifier-free guidance of token diffusion (D-CFG, Schiff et al. 2024; Nisonoff et al. 2024; after Ho and Salimans 2022).
+"""Classifier-free guidance (Ho and Salimans 2022) of token diffusion (D-CFG, Schiff et al. 2024; Nisonoff et al. 2024) and of vectors.
 
 One network, trained with its condition hidden now and then, is asked twice, and the two answers are weighed:
     p_gamma ~ p(. | y)^gamma p(.)^(1 - gamma)
 gamma = 0 is the unconditional model and gamma = 1 the conditional one, each in one call; above 1 the condition counts more than it should.
-Masks: the beliefs about x0 are weighed, which keeps the rate of reveals. Uniform and hybrid noise: the laws p(xs | xt) are.
+Masks: the beliefs about x0 are weighed, which keeps the rate of reveals. Uniform and hybrid noise: the laws p(xs | xt) are. Gaussian noise:
+the means of x0 are (textdiff/guidance/vectors.py).
 """
 
 from collections.abc import Callable, Iterator
@@ -14,17 +15,20 @@ from torch import Tensor
 
 from textdiff.batch import Batch
 from textdiff.guidance.base import Guidance, Guided, GuidedDenoiser, GuidedProcess, Law, Unconditional, each, token_process
+from textdiff.guidance.vectors import SourceHidden, WeighedVectors
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Denoiser, Predictor, Process
+from textdiff.processes.gaussian import Gaussian
 from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
 
 
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
-    """The condition is the label in the batch's `source` (B, 1); the model is asked with it and not told it.
+    """The condition is the label in the batch's `source` (B, 1), for vectors also a text (B, S) that an encoder reads; the model is asked
+    with it and not told it.
 
-    Raises ValueError for a negative gamma, noise that is not over tokens, and, when asked for a batch, where that has no source.
+    Raises ValueError for a negative gamma, noise over neither tokens nor vectors, and, when asked for a batch, where that has no source.
     """
 
     gamma: float = 1.0
@@ -35,6 +39,8 @@ class ClassifierFree(Guidance):
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self.gamma == 1:
             return denoiser
+        if isinstance(denoiser.process, Gaussian):
+            return SourceHidden(denoiser) if self.gamma == 0 else WeighedVectors(denoiser, self.gamma)
         token_process(denoiser.process)
         return Unconditional(denoiser) if self.gamma == 0 else _TwoCalls(denoiser, self.gamma)
 

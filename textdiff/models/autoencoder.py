@@ -1,8 +1,9 @@
 """Text to a fixed number of vectors and back: the space in which latent diffusion runs.
 
-A bidirectional trunk reads the text, learnt queries gather it into M latents of D numbers (Perceiver resampler, Alayrac et al. 2022; LD4LG,
+A bidirectional trunk reads the text, M queries gather it into latents of D numbers (Perceiver resampler, Alayrac et al. 2022; LD4LG,
 Lovelace et al. 2023), and a trunk that cross-attends to the latents writes it again. It sees them through noise, so that latents which
-are nearly right read as right ones do.
+are nearly right read as right ones do. Query m begins from the m-th stretch of the text, and each place of the text that is written from
+its own latent: attention, which would have to find that correspondence, is left to add what the rest of the text says.
 """
 
 import math
@@ -49,8 +50,7 @@ class Posterior(NamedTuple):
         """Latents (B, M, D)."""
         if self.log_variance is None:
             return self.mean
-        noise = rng.normal("posterior", self.mean.shape[1:]).to(self.mean.dtype)
-        return self.mean + (0.5 * self.log_variance).exp() * noise
+        return self.mean + (0.5 * self.log_variance).exp() * rng.normal("posterior", self.mean.shape[1:]).to(self.mean.dtype)
 
 
 @dataclass(frozen=True)
@@ -166,26 +166,15 @@ class AutoencoderConfig:
             raise ValueError(f"{sizes}: expected 1 or more of each")
         self.trunk(1, 1)
 
+    @property
+    def stride(self) -> int:
+        """Tokens in a latent's stretch of the longest text."""
+        return -(-self.length // self.latents)
+
     def trunk(self, layers: int, encoder_layers: int) -> TransformerConfig:
         """A trunk with cross-attention."""
         longest = max(self.length, self.latents)
         return TransformerConfig(self.width, layers, self.heads, longest, encoder_layers=encoder_layers, dropout=self.dropout)
-
-
-class Placed(nn.Module):
-    """Embedded ids (B, N) with a learnt vector for each place: cross-attention itself does not see where in a text it looks."""
-
-    def __init__(self, size: int, width: int, length: int) -> None:
-        super().__init__()
-        self.words = nn.Embedding(size, width)
-        self.places = nn.Parameter(torch.empty(length, width))
-
-    def reset(self) -> None:
-        """Fresh places, as large as fresh words."""
-        init.normal_(self.places, std=0.02)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.words(ids) + self.places[: ids.shape[1]]
 
 
 class Autoencoder(nn.Module):
@@ -198,11 +187,12 @@ class Autoencoder(nn.Module):
         self.config, self.banned = config, vocab.unemittable
         self.eos_id, width = vocab.eos_id, config.width
         self.reader = config.trunk(1, config.layers).build(vocab, causal=False)
-        self.reader.embedding = Placed(vocab.size, width, config.length)
+        self.gather = nn.Linear(config.stride * width, width)
         self.queries = nn.Parameter(torch.empty(config.latents, width))
         self.narrow = nn.Linear(width, config.regulariser.numbers * config.latent_width)
         self.widen = nn.Linear(config.latent_width, width)
         self.slots = nn.Parameter(torch.empty(config.latents, width))
+        self.spread = nn.Linear(config.latent_width, config.stride * width)
         self.writer = config.trunk(config.layers, 1).build(vocab, config.autoregressive)
         self.writer.encoder, self.writer.encoder_norm = nn.ModuleList(), None  # the latents stand where it would have put its memory
         self.places = nn.Parameter(torch.empty(config.length, width))
@@ -210,12 +200,11 @@ class Autoencoder(nn.Module):
 
     def reset(self) -> None:
         """Fresh weights of what no trunk owns."""
-        for layer in (self.narrow, self.widen):
+        for layer in (self.gather, self.narrow, self.widen, self.spread):
             init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features))
             init.zeros_(layer.bias)
-        for table in (self.queries, self.places):
-            init.normal_(table, std=0.02)
-        init.normal_(self.slots)
+        for table in (self.queries, self.places, self.slots):
+            init.normal_(table)
         init.ones_(self.scale)
 
     def encode(self, text: Text) -> Posterior:
@@ -223,8 +212,11 @@ class Autoencoder(nn.Module):
         rows = len(text.tokens)
         blank = text.tokens.new_zeros(rows, self.config.latents)
         context = self.reader.context(Batch.of(blank, source=text.tokens, source_attend=text.attend))
-        gathered = self.reader(self.queries.expand(rows, -1, -1), context)
-        return self.config.regulariser.posterior(self.narrow(gathered).to(self.queries.dtype))
+        assert context.memory is not None
+        short = self.config.latents * self.config.stride - text.tokens.shape[1]
+        states = F.pad(context.memory * text.attend[..., None], (0, 0, 0, short))
+        begun = self.queries + self.gather(states.reshape(rows, self.config.latents, -1))
+        return self.config.regulariser.posterior(self.narrow(self.reader(begun, context)).to(self.queries.dtype))
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents at unit variance."""
@@ -242,6 +234,10 @@ class Autoencoder(nn.Module):
             kept.lerp_(new, _share(step))
         self.scale.copy_(other.scale)
 
+    def _inputs(self, latents: Tensor) -> Tensor:
+        """What each place (B, length, H) is told by itself."""
+        return self.spread(latents).reshape(len(latents), -1, self.config.width)[:, : self.config.length] + self.places
+
     def _context(self, latents: Tensor, columns: int) -> TransformerContext:
         blank = torch.zeros(len(latents), columns, dtype=torch.long, device=latents.device)
         context = self.writer.context(Batch.of(blank))
@@ -254,32 +250,30 @@ class Autoencoder(nn.Module):
         """
         head = self.writer.head(self.banned)
         if not self.config.autoregressive:
-            hidden = self.writer(self.places.expand(len(latents), -1, -1), self._context(latents, self.config.length))
+            hidden = self.writer(self._inputs(latents), self._context(latents, self.config.length))
             return HeadPrediction(hidden[:, : text.tokens.shape[1]], head)
         before = F.pad(self.writer.embedding(text.tokens[:, :-1]), (0, 0, 1, 0))
-        hidden = self.writer(before + self.places[: text.tokens.shape[1]], self._context(latents, text.tokens.shape[1]))
+        inputs = before + self._inputs(latents)[:, : text.tokens.shape[1]]
+        hidden = self.writer(inputs, self._context(latents, text.tokens.shape[1]))
         return HeadPrediction(hidden, head)
 
     @torch.no_grad()
     def write(self, latents: Tensor) -> Tensor:
         """The most probable tokens (B, length), each given those before it left to right; EOS after the first one."""
         rows, length = len(latents), self.config.length
-        context, head = self._context(latents, length), self.writer.head(self.banned)
+        inputs, context, head = self._inputs(latents), self._context(latents, length), self.writer.head(self.banned)
         if not self.config.autoregressive:
-            hidden = self.writer(self.places.expand(rows, -1, -1), context)
+            hidden = self.writer(inputs, context)
             return self._ended(head(hidden.flatten(0, 1)).argmax(-1).unflatten(0, (rows, length)))
         cache, written = KeyValueCache(length), []
-        before = torch.zeros_like(self.places[:1]).expand(rows, 1, -1)
-        for place in self.places:
+        before = torch.zeros_like(inputs[:, :1])
+        for place in inputs.split(1, dim=1):
             written.append(head(self.writer(before + place, context, cache=cache)[:, 0]).argmax(-1))
             before = self.writer.embedding(written[-1])[:, None]
         return self._ended(torch.stack(written, dim=1))
 
     def _ended(self, tokens: Tensor) -> Tensor:
-        if self.eos_id is None:
-            return tokens
-        ends = tokens == self.eos_id
-        return tokens.masked_fill(ends.cumsum(1) > 0, self.eos_id)
+        return tokens if self.eos_id is None else tokens.masked_fill((tokens == self.eos_id).cumsum(1) > 0, self.eos_id)
 
 
 def _share(step: int) -> float:

@@ -25,9 +25,9 @@ from textdiff.models.embedding_objective import EmbeddingObjective, Encoded, Tok
 from textdiff.models.embedding_table import Reader, Sphere, Table, spread
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.learned_schedule import LearnedGumbel
-from textdiff.models.reading import Output, Reading, Softmax
+from textdiff.models.reading import Output, Reading, Softmax, SoftmaxOutput
 from textdiff.prediction import Prediction
-from textdiff.processes.base import Noised, Noising, per_token
+from textdiff.processes.base import Noised, Noising, per_token, stratified
 from textdiff.processes.gaussian import Gaussian, states_of
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Sampler
@@ -64,7 +64,8 @@ class EmbeddingDiffusion(ModelSpec):
     noising: Noising | None = None  # None: times uniform on [t_min, 1]
     self_conditioning: float = 0.0  # share of training rows that read the model's own first belief; 0: no such input
     shift: bool = False  # position l is read from the trunk's output at l - 1, where the left neighbour is at hand
-    curriculum: float = 0.0  # first part of training in which every token has a time of its own
+    own_evidence: bool = False  # the trunk also reads what each noisy vector says by itself, the mean of x0 under a softmax output's bias
+    curriculum: float = 0.0  # first part of training in which each target is either pure noise or at t_min, as masks would have it
     label_dropout: float = 0.0  # chance that a row's label is hidden in training
     learned_schedule: bool = False  # a `Gumbel` schedule moves to where the information is
     absorb: float | None = None  # DiffuSeq v2: vectors are noised around a learnt point, to which they jump with chance absorb * s
@@ -79,6 +80,10 @@ class EmbeddingDiffusion(ModelSpec):
             raise ValueError(f"absorb is {self.absorb}, expected a chance in [0, 1]")
         if self.learned_schedule and not isinstance(self.process.schedule, Gumbel):
             raise ValueError(f"learned_schedule moves a Gumbel schedule and this one is {type(self.process.schedule).__name__}")
+        if self.own_evidence and not isinstance(self.reading, Softmax):
+            raise ValueError(
+                f"own_evidence weighs vectors by a softmax output and the reading is {type(self.reading).__name__}: use Softmax"
+            )
         if self.backbone.self_conditioning or not self.backbone.tied:
             raise ValueError("an embedding model reads and writes by itself: leave the backbone's self_conditioning off and tied on")
 
@@ -116,12 +121,14 @@ class EmbeddingPredictor:
     def read(self, xt: Tensor, t: Tensor, previous: Tensor | None) -> StatePrediction:
         """Belief about x0 given the mean (B, L, D) of a previous one, zeros where there was none."""
         model, process = self.model, self.process
-        gamma = process.gamma(t)
-        centre = 0.0 if model.centre is None else model.centre
-        hidden = model.backbone(model.reader.noisy(xt + centre, gamma, self.target, previous), self.context, torch.sigmoid(gamma))
+        gamma, banned = process.gamma(t), banned_ids(model.vocab.unemittable, self.table)
+        beliefs = [previous] if model.spec.self_conditioning else []
+        if isinstance(model.output, SoftmaxOutput) and model.spec.own_evidence:
+            beliefs.append(model.output.alone(xt, t, process, self.table, banned))
+        noisy = model.reader.noisy(xt if model.centre is None else xt + model.centre, gamma, self.target, beliefs)
+        hidden = model.backbone(noisy, self.context, torch.sigmoid(gamma))
         if model.spec.shift:
             hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
-        banned = banned_ids(model.vocab.unemittable, self.table)
         return model.output(hidden, xt, t, process, self.table, banned, self.progress)
 
     def rows(self, index: Tensor) -> "EmbeddingPredictor":
@@ -141,7 +148,7 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         spec: EmbeddingDiffusion = self.spec
         hidden = spec.backbone.width
         self.backbone = spec.backbone.build(self.vocab, causal=False)
-        self.backbone.embedding = Reader(spec.table, self.vocab.size, spec.width, hidden, spec.self_conditioning > 0)
+        self.backbone.embedding = Reader(spec.table, self.vocab.size, spec.width, hidden, (spec.self_conditioning > 0) + spec.own_evidence)
         self.output: Output = spec.reading.build(self.vocab.size, spec.width, hidden)
         self.centre = None if spec.absorb is None else nn.Parameter(torch.empty(spec.width))
         schedule = spec.process.schedule
@@ -225,8 +232,9 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
 
     def _noised(self, process: Gaussian, state: Tensor, batch: Batch, rng: Rng, progress: float) -> Noised:
         spec: EmbeddingDiffusion = self.spec
-        if progress < spec.curriculum:  # a time for each token: neighbours that are nearly clean teach what neighbours say
-            t = process.t_min + (1 - process.t_min) * rng.uniform("times", state.shape[1:2])
+        if progress < spec.curriculum:  # what neighbours say of a token is learnt where it is plain which of them to trust
+            hidden = rng.uniform("hidden", state.shape[1:2]) < stratified(rng, batch.stratum)
+            t = torch.where(hidden, 1.0, process.t_min).double()
             x = process.corrupt(state, t, rng).where(batch.target[..., None], state)
             return Noised(x, t, torch.full_like(t, torch.nan))
         noised = (spec.noising or process.measure)(process, state, batch.target, batch.stratum, rng)

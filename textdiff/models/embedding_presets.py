@@ -55,4 +55,6 @@ def modern(trunk: TransformerConfig, width: int = 32) -> EmbeddingDiffusion:
     """The CDCD / Plaid / LangFlow line: normalised vectors, cross-entropy through the prediction, the noisy vector's own evidence added to
     the logits, and noise levels where the information is."""
     location = math.log(width / 14)  # at an SNR of 14 / width, ln V nats of a vector of V ~ 1,000 are known half
-    return EmbeddingDiffusion(Gaussian(Gumbel(location, 1.3)), trunk, width, Sphere(), Softmax(), TokenCrossEntropy(), shift=True)
+    return EmbeddingDiffusion(
+        Gaussian(Gumbel(location, 1.3)), trunk, width, Sphere(), Softmax(), TokenCrossEntropy(), shift=True, own_evidence=True
+    )

@@ -1,6 +1,7 @@
 """Token vectors, and how a trunk reads noisy ones: what an embedding diffusion model has in place of a trunk's own embedding."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,29 +72,28 @@ def spread(rows: Tensor) -> Spread:
 
 
 class Reader(nn.Module):
-    """Ids or noisy vectors to the trunk's width: a linear layer, the noise level, and a mark at positions that are known.
+    """Ids or noisy vectors to the trunk's width: a linear layer each for the vector and for `beliefs` about it that others held before, the
+    noise level, and a mark at positions that are known.
 
     It stands in the trunk's place for ids, so that an encoder reads the same vectors as the decoder does.
     """
 
-    def __init__(self, table: Table, size: int, width: int, hidden: int, twice: bool) -> None:
+    def __init__(self, table: Table, size: int, width: int, hidden: int, beliefs: int) -> None:
         super().__init__()
-        self.table, self.twice = table, twice
+        self.table = table
         self.weight = nn.Parameter(torch.empty(size, width), requires_grad=table.trained)
         self.read = nn.Linear(width, hidden)
-        self.read_previous = nn.Linear(width, hidden, bias=False) if twice else None  # of the belief before (self-conditioning)
+        self.beliefs = nn.ModuleList(nn.Linear(width, hidden, bias=False) for _ in range(beliefs))
         self.known = nn.Parameter(torch.empty(hidden))
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def reset(self) -> None:
         """Fresh weights: unit-variance vectors read at unit variance."""
         init.normal_(self.weight)
-        for layer in (self.read, *([self.read_previous] if self.read_previous is not None else [])):
+        for layer in (self.read, *self.beliefs):
             init.normal_(layer.weight, std=1 / math.sqrt(self.weight.shape[1]))
         init.zeros_(self.read.bias)
         init.normal_(self.known, std=0.02)
-        if self.read_previous is not None:
-            init.zeros_(self.read_previous.weight)
 
     def rows(self) -> Tensor:
         """The table (V, D)."""
@@ -103,11 +103,12 @@ class Reader(nn.Module):
         """Clean text (B, S) at the trunk's width, (B, S, H)."""
         return self.read(F.embedding(ids, self.rows()))
 
-    def noisy(self, x: Tensor, gamma: Tensor, target: Tensor, previous: Tensor | None) -> Tensor:
-        """Noisy vectors (B, L, D) of log-SNR -gamma (B,) or (B, L) at the trunk's width; positions off `target` (B, L) are known."""
+    def noisy(self, x: Tensor, gamma: Tensor, target: Tensor, beliefs: Sequence[Tensor | None]) -> Tensor:
+        """Noisy vectors (B, L, D) of log-SNR -gamma (B,) or (B, L) at the trunk's width; positions off `target` (B, L) are known. Each of
+        `beliefs` about x0 is (B, L, D), or None where there is none yet."""
         level = (gamma.clamp(-_LEVELS, _LEVELS) + _LEVELS) / (2 * _LEVELS)
-        time = self.time(time_features(level, _RADIANS).to(x.dtype))
-        read = self.read(x) + time + (~target)[..., None] * self.known
-        if self.read_previous is not None and previous is not None:
-            read = read + self.read_previous(previous)
+        read = self.read(x) + self.time(time_features(level, _RADIANS).to(x.dtype)) + (~target)[..., None] * self.known
+        for layer, belief in zip(self.beliefs, beliefs, strict=True):
+            if belief is not None:
+                read = read + layer(belief)
         return read

@@ -4,7 +4,6 @@ Both are trained by one run: the first `stage` of it trains the autoencoder, the
 written as a whole: conditions are read from `batch.source`, and nothing can be filled in.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -16,12 +15,11 @@ from transformers import initialization as init
 from textdiff import spec as plain
 from textdiff.backbones.transformer import Transformer, TransformerConfig, TransformerContext
 from textdiff.batch import Batch, Clean
-from textdiff.models.autoencoder import Autoencoder, AutoencoderConfig, Placed, Text, health
+from textdiff.models.autoencoder import Autoencoder, AutoencoderConfig, Text, health
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.reading import Target, Velocity
 from textdiff.prediction import Prediction
-from textdiff.processes.base import Noised
 from textdiff.processes.gaussian import Gaussian, states_of
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Sampler
@@ -63,7 +61,7 @@ class LatentDiffusion(ModelSpec):
 
 
 class Vectors(StatePrediction):
-    """A belief about x0 (B, M, D) that stand for no token each."""
+    """A belief about x0 (B, M, D), whose vectors stand for no token each."""
 
     def __init__(self, x0: Tensor) -> None:
         self.x0 = x0
@@ -73,7 +71,6 @@ class Vectors(StatePrediction):
         return self.x0 if where is None else self.x0[where]
 
     def logits(self, where: Tensor | None = None) -> Tensor:
-        """Raises ValueError: a text is read from all latents together."""
         raise ValueError("latents stand for no token each: temperature, top-k and clamping do not act on a latent model")
 
 
@@ -147,6 +144,7 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
     def __init__(self, config: LatentConfig, trusted: tuple[str, ...] = ("textdiff",)) -> None:
         super().__init__(config, trusted)
         spec: LatentDiffusion = self.spec
+        self.process = spec.process
         self.backbone = replace(spec.backbone, time_conditioning=True).build(self.vocab, causal=False)
         if not spec.backbone.encoder_layers:
             self.backbone.embedding = nn.Identity()  # no text is read
@@ -154,64 +152,47 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
         self.learning = Autoencoder(spec.autoencoder, self.vocab)  # what the first stage trains
         # Its running mean, which all else reads. In the second stage it is a constant: neither the optimizer nor its average touches it.
         self.autoencoder = Autoencoder(spec.autoencoder, self.vocab).requires_grad_(False)
+        self.first_id = next((i for i in (self.vocab.bos_id, self.vocab.eos_id) if i is not None), 0)  # that every row begins with
         self.register_buffer("averaged", torch.tensor(-1))  # the training step whose weights were taken into the mean last
         self.generation_config = self.generation_config.updated(max_new_tokens=spec.autoencoder.length)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         self.backbone.init_weights(module)
-        if isinstance(module, (Ports, Placed, Autoencoder)):
+        if isinstance(module, (Ports, Autoencoder)):
             module.reset()
         if module is self:
             init.constant_(self.averaged, -1)
 
     def train(self, mode: bool = True) -> Self:
-        """Training mode for all but the averaged autoencoder, whose latents dropout would blur."""
+        """Training mode for all but the averaged autoencoder: dropout would blur its latents, and loading makes weights trainable."""
         super().train(mode)
-        self.autoencoder.train(False)
+        self.autoencoder.train(False).requires_grad_(False)
         return self
-
-    @property
-    def process(self) -> Gaussian:
-        """The noise of the latents."""
-        process: Gaussian = self.spec.process
-        return process
 
     @property
     def max_length(self) -> int:  # type: ignore[override]
         """The longest row: one token of context and the longest text."""
-        length: int = self.spec.autoencoder.length
-        return length + 1
+        return int(self.spec.autoencoder.length) + 1
 
-    def predictor(self, batch: Batch) -> LatentPredictor:
-        """The network bound to a batch."""
-        return self._predictor(batch, self.process)
-
-    def _predictor(self, batch: Batch, process: Gaussian) -> LatentPredictor:
+    def predictor(self, batch: Batch, process: Gaussian | None = None) -> LatentPredictor:
+        """The network bound to a batch, under the model's own noise unless other noise is given."""
         blank = batch.tokens.new_zeros(len(batch.tokens), self.spec.autoencoder.latents)
         canvas = Batch.of(blank, source=batch.source, source_attend=batch.source_attend)
-        return LatentPredictor(self, process, self.backbone.context(canvas))
+        return LatentPredictor(self, process or self.process, self.backbone.context(canvas))
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Nothing is known of the latents: zeros (B, M, D), all of them targets. Raises ValueError for rows that ask for infilling."""
         self._text(batch)
-        if bool((batch.tokens[:, 0] != self._first).any()):
-            raise ValueError(f"a latent model continues no prompt: begin rows with token {self._first} and give the prompt as source")
-        config: AutoencoderConfig = self.spec.autoencoder
-        known = self.ports.slots.new_zeros(len(batch.tokens), config.latents, config.latent_width)
-        return known, torch.ones(known.shape[:2], dtype=torch.bool, device=known.device)
+        if bool((batch.tokens[:, 0] != self.first_id).any()):
+            raise ValueError(f"a latent model continues no prompt: begin rows with token {self.first_id} and give the prompt as source")
+        known = self.ports.slots.new_zeros(len(batch.tokens), self.spec.autoencoder.latents, self.spec.autoencoder.latent_width)
+        return known, known.new_ones(known.shape[:2], dtype=torch.bool)
 
     def decode(self, x0: Tensor) -> Tensor:
         """Rows (B, 1 + length): the first token, the text, EOS to the end."""
         level, _ = self.process.levels(torch.tensor([self.process.t_min], device=x0.device))  # where the decoder learnt to read
-        tokens = self.autoencoder.write((level * x0).to(self.ports.slots.dtype))
-        return F.pad(tokens, (1, 0), value=self._first)
-
-    @property
-    def _first(self) -> int:
-        """The id that every row begins with."""
-        vocab = self.vocab
-        return next((i for i in (vocab.bos_id, vocab.eos_id) if i is not None), 0)
+        return F.pad(self.autoencoder.write(level.to(x0.dtype) * x0), (1, 0), value=self.first_id)
 
     def default_sampler(self, steps: int | None = None) -> Sampler:
         return DDIM() if steps is None else DDIM(steps=steps)
@@ -229,10 +210,11 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
     def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
         """The loss of the stage that `progress` lies in, summed over tokens: the autoencoder's nats, or the squared error of a number."""
         text, rng = self._text(batch), Rng(seed, step, batch.sample_id)
-        first = progress < self.spec.stage
-        loss = self._reconstruction(text, rng, step, progress) if first else self._denoising(batch, text, rng)
-        resting = (self.backbone, self.ports) if first else (self.learning,)
-        return loss._replace(total=loss.total + _zero(parameter for part in resting for parameter in part.parameters()))
+        if progress < self.spec.stage:
+            loss = self._reconstruction(text, rng, step, progress)
+            return loss._replace(total=loss.total + _zero(self.backbone) + _zero(self.ports))
+        loss = self._denoising(batch, text, rng)
+        return loss._replace(total=loss.total + _zero(self.learning))
 
     def _reconstruction(self, text: Text, rng: Rng, step: int, progress: float) -> Loss:
         """Reading the text from its latents at the noise of t_min, and what the regulariser asks."""
@@ -242,7 +224,7 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
             self.autoencoder.average(self.learning, step)
             self.learning.follow(posterior.mean, step)
             self.averaged.fill_(step)
-        pred = self.learning.reads(self._noisy(self.learning.scaled(posterior.draw(rng)), spec.process, spec.process.t_min, rng), text)
+        pred = self.learning.reads(self._noisy(self.learning.scaled(posterior.draw(rng)), self.process, self.process.t_min, rng), text)
         nats = -pred.log_prob(text.tokens, text.attend).sum()
         divergence = spec.autoencoder.regulariser.divergence(posterior, text.attend.sum(1), rng)
         with torch.no_grad():
@@ -265,24 +247,21 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
         process, latents = self.process, self._latents(text)
         everywhere = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         noised = process.measure(process, latents, everywhere, batch.stratum, rng)
-        predict = self._predictor(batch, process)
-        pred = predict.read(noised.xt, noised.t, self._first_guess(predict, noised, rng))
+        predict = self.predictor(batch)
+        before: Tensor | None = None
+        if self.spec.self_conditioning:
+            with torch.no_grad():
+                before = predict.alone(noised.xt, noised.t).state()
+                before *= (rng.uniform("self_condition", ()) < self.spec.self_conditioning)[:, None, None]
+        pred = predict.read(noised.xt, noised.t, before)
         error = (latents - pred.state()).square()
         # x0 is affine in the prediction, whose own error is that of x0 over the factor
-        one = error.new_ones(len(error), 1, 1)
-        factor = self.spec.target.x0(process, one, 0 * one, noised.t) - self.spec.target.x0(process, 0 * one, 0 * one, noised.t)
+        one, target = error.new_ones(len(error), 1, 1), self.spec.target
+        factor = target.x0(process, one, 0 * one, noised.t) - target.x0(process, 0 * one, 0 * one, noised.t)
         tokens = text.attend.sum(1)
         total = ((error / factor.square()).mean((1, 2)) * tokens).sum()
         metrics = {"denoising_error": (error.detach().mean((1, 2)) * tokens).sum()}
         return Loss(total, tokens.sum(), total.new_tensor(torch.nan), metrics)
-
-    def _first_guess(self, predict: LatentPredictor, noised: Noised, rng: Rng) -> Tensor | None:
-        chance: float = self.spec.self_conditioning
-        if not chance:
-            return None
-        with torch.no_grad():
-            before = predict.alone(noised.xt, noised.t).state()
-        return before * (rng.uniform("self_condition", ()) < chance)[:, None, None]
 
     @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
@@ -293,7 +272,7 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
         everywhere = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         stratum = torch.tensor([draw, draws], device=latents.device).expand(len(latents), 2)
         noised = process.measure(process, latents, everywhere, stratum, rng)
-        pred = self._predictor(batch, process)(noised.xt, noised.t)
+        pred = self.predictor(batch, process)(noised.xt, noised.t)
         diffusion = process.nelbo_at(pred, Clean(batch.tokens, latents), noised.xt, noised.t, everywhere).double().sum(1) * noised.weight
         read = self.autoencoder.reads(self._noisy(latents, process, process.t_min, rng.draw(1)), text)
         log_prob = read.log_prob(text.tokens, text.attend)
@@ -305,6 +284,6 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
         return draws * (4 if self.spec.self_conditioning else 3)
 
 
-def _zero(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Nothing, of which weights that a stage leaves alone take part: the wrapper of several processes waits for a gradient of each."""
-    return torch.stack([0 * parameter.reshape(-1)[0] for parameter in parameters]).sum()
+def _zero(part: nn.Module) -> Tensor:
+    """0, made of weights that a stage leaves alone: the wrapper of several processes waits for a gradient of each."""
+    return torch.stack([0 * parameter.reshape(-1)[0] for parameter in part.parameters()]).sum()

@@ -4,6 +4,7 @@ The cross-entropy of a token at noise gamma is fitted by height * exp(-exp(-(gam
 distribution function that is, each draw is as likely as the next to fall where the cross-entropy rises ("entropy-uniform").
 """
 
+import math
 from dataclasses import replace
 
 import torch
@@ -30,7 +31,12 @@ class LearnedGumbel(nn.Module):
 
     def _numbers(self) -> tuple[Tensor, Tensor, Tensor]:
         location, scale, height = (_SPEED * self.offsets).unbind()
-        return self.begin.location + location, self.begin.scale * scale.exp(), self.height * height.exp()
+        begin, reach = self.begin, math.log(4)
+        return (
+            (begin.location + location).clamp(begin.low, begin.high),  # further out, no level of the range would have any mass
+            begin.scale * scale.clamp(-reach, reach).exp(),
+            self.height * height.clamp(-reach, reach).exp(),
+        )
 
     def process(self, process: Gaussian) -> Gaussian:
         """The process with the schedule learnt so far, which carries no gradient."""

@@ -73,14 +73,24 @@ class SoftmaxOutput(Output):
     ) -> Interpolated:
         if not self.config.prior:
             return Interpolated(hidden, Head(self.weight, self.bias, banned), table)
-        a, s = process.levels(t.clamp(min=process.t_min))
         strength = min(1.0, progress / self.config.warmup) if self.config.warmup else 1.0
-        of_x, of_norm = strength * a / s**2, -strength * a**2 / (2 * s**2)
-        norm = table.square().sum(-1, keepdim=True)
-        # one product for the trunk's logits and the prior's, so that neither exists for the whole vocabulary by itself
-        weight = torch.cat([self.weight, table, norm], dim=1)
-        features = [hidden.to(xt.dtype), of_x.to(xt.dtype) * xt, of_norm.to(xt.dtype).expand(*xt.shape[:2], 1)]
-        return Interpolated(torch.cat(features, dim=-1), Head(weight, self.bias, banned), table)
+        features, rows = _evidence(xt, t, process, table)
+        # one product for the trunk's logits and the evidence, so that neither exists for the whole vocabulary by itself
+        both = torch.cat([hidden.to(xt.dtype), strength * features], dim=-1)
+        return Interpolated(both, Head(torch.cat([self.weight, rows], dim=1), self.bias, banned), table)
+
+    @torch.no_grad()
+    def alone(self, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None) -> Tensor:
+        """The mean of x0 (B, L, D) given each noisy vector by itself, every token as likely beforehand as the bias says."""
+        features, rows = _evidence(xt, t, process, table)
+        return Interpolated(features, Head(rows, self.bias, banned), table).state()
+
+
+def _evidence(xt: Tensor, t: Tensor, process: Gaussian, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Features (B, L, D + 1) and rows (V, D + 1) whose products are log N(xt; a E_w, s^2 I) up to what no w enters."""
+    a, s = process.levels(t.clamp(min=process.t_min))
+    of_norm = (-(a**2) / (2 * s**2)).to(xt.dtype).expand(*xt.shape[:2], 1)
+    return torch.cat([(a / s**2).to(xt.dtype) * xt, of_norm], dim=-1), torch.cat([table, table.square().sum(-1, keepdim=True)], dim=1)
 
 
 @dataclass(frozen=True)

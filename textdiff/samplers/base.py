@@ -52,10 +52,10 @@ class Sampler:
 
 
 def written(denoiser: Denoiser, batch: Batch, x0: Tensor) -> Tensor:
-    """The token ids (B, L) of a clean state: those of the batch where they are no targets. A latent state, whose canvas is no row of
-    tokens, is what it decodes to."""
-    tokens = denoiser.decode(x0)
-    return tokens.where(batch.target, batch.tokens) if x0.shape[:2] == batch.tokens.shape else tokens
+    """The token ids (B, L) of a clean state; those of the batch where they are no targets. What a latent state says beyond the rows of the
+    batch is left out."""
+    tokens = denoiser.decode(x0)[:, : batch.tokens.shape[1]]
+    return tokens.where(batch.target, batch.tokens)
 
 
 def require_steps(steps: int) -> None:

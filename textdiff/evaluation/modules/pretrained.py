@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from textdiff.evaluation.generation import References, paired, texts_of
 
@@ -34,7 +34,7 @@ def bert_score(hypotheses: Sequence[str], references: References, folder: str | 
     Raises ValueError when the package or the folder is absent, the network has no such layer, or the texts do not pair up.
     """
     package, path = _package("bert_score", "BERTScore"), _model_folder(folder)
-    layers = AutoConfig.from_pretrained(path, local_files_only=True).num_hidden_layers
+    layers = transformers.AutoConfig.from_pretrained(path, local_files_only=True).num_hidden_layers
     if not 0 <= layer <= layers:
         raise ValueError(f"layer is {layer}, expected 0 to {layers}, the layers of {folder}")
     pairs = paired(hypotheses, references)
@@ -78,8 +78,8 @@ def mauve(hypotheses: Sequence[str], references: Sequence[str], folder: str | Pa
 
 def _features(texts: Sequence[str], path: str, max_tokens: int) -> NDArray[np.float32]:
     """(N, H) last hidden states at each text's last token; one text at a time, so that no padding takes part."""
-    tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True)
+    model = transformers.AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True).eval()
     rows = []
     with torch.no_grad():
         for text in texts:

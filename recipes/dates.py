@@ -1,0 +1,66 @@
+"""English dates and numbers to their ISO form: a task whose answers are right or wrong, generated, learnt in minutes. No network is needed.
+
+    python recipes/dates.py autoregressive                    token by token, greedily
+    python recipes/dates.py masked                            masked diffusion: the surest token first
+    python recipes/dates.py uniform                           tokens become other tokens
+    python recipes/dates.py masked --single.sampler.steps 4   fewer network calls for each answer
+
+The data are `builtin:dates`: "the 3rd of March, 2021" is 2021-03-03, "twelve thousand and five" is 12005; 20,000 pairs to train on, 1,000
+to test, no prompt in both. All presets have the same trunk, pairs and steps. A model that is not autoregressive fills 11 positions at once
+and says with EOS where its answer ends. Each run's table also holds the runs beside it; `MBR of 10` is the candidate that agrees best with
+nine others, at ten times the network calls.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from textdiff import families
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.cli import run_presets
+from textdiff.data import dates
+from textdiff.evaluation.generation import GenerationQuality
+from textdiff.families import Family
+from textdiff.scores import Case, Score
+from textdiff.seq2seq import Scoring, Seq2Seq, run
+from textdiff.training.settings import Train
+
+TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128, place_embedding=True)
+TRAIN = Train(
+    steps=3_000,
+    batch_size=32,
+    learning_rate=2e-3,
+    warmup=200,
+    final_fraction=0.05,
+    ema=0.99,
+    evaluate_every=500,
+    checkpoint_every=1_000,
+)
+
+
+def _columns(quality: GenerationQuality, test: Sequence[Case], texts: Sequence[str]) -> Mapping[str, Score]:
+    return {"exact match, %": Score(100 * quality.exact_match, 100 * quality.exact_match_error)}
+
+
+def _recipe(family: Family) -> Seq2Seq:
+    scoring = Scoring(rows_while_training=200)
+    return Seq2Seq(**vars(family), data=dates.NAME, vocab_size=300, source_length=40, response_length=11, train=TRAIN, scoring=scoring)
+
+
+def masked() -> Seq2Seq:
+    """Masked diffusion."""
+    return _recipe(families.masked(TRUNK))
+
+
+def uniform() -> Seq2Seq:
+    """Uniform noise."""
+    return _recipe(families.uniform(TRUNK))
+
+
+def autoregressive() -> Seq2Seq:
+    """The rival, token by token."""
+    return _recipe(families.autoregressive(TRUNK))
+
+
+if __name__ == "__main__":
+    presets = {preset.__name__: preset for preset in (masked, uniform, autoregressive)}
+    run_presets(presets, partial(run, measure=_columns), __doc__)

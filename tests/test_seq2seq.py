@@ -1,0 +1,224 @@
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import textdiff
+from tests.data.texts import byte_level, sentence
+from tests.models.tiny import trunk
+from tests.tiny_runs import SHORT, SMALL, pairs, recipe
+from textdiff import families
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.data.corpora import resolve
+from textdiff.data.readers import Pair
+from textdiff.data.tokenizer import encode
+from textdiff.decoding import draw
+from textdiff.evaluation.generation import GenerationQuality, bleu, exact_match
+from textdiff.families import Family
+from textdiff.scores import Case, Score
+from textdiff.seq2seq import Scoring, Seq2Seq, blanks, cases, prepare, run
+from textdiff.spec import from_plain
+from textdiff.training.settings import Train
+from textdiff.vocab import Vocab
+
+KINDS = [families.masked, families.uniform, families.autoregressive]
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path) -> Iterator[Path]:
+    """The working folder of each test."""
+    before = Path.cwd()
+    os.chdir(tmp_path)
+    yield tmp_path
+    os.chdir(before)
+
+
+def exact(quality: GenerationQuality, test: Sequence[Case], texts: Sequence[str]) -> Mapping[str, Score]:
+    return {"exact match, %": Score(100 * quality.exact_match)}
+
+
+def plan(family: Family, **options: Any) -> Seq2Seq:
+    return Seq2Seq(**{**vars(family), "data": "pairs", "source_length": 40, "response_length": 30, **options})
+
+
+def translate(preset: str, *words: str) -> None:
+    recipe("translation", preset, *SHORT, *SMALL, "--data", "pairs", *words)
+
+
+def results(out: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(out, "results.json").read_text())
+    return found
+
+
+def written(out: str) -> list[dict[str, list[str]]]:
+    """samples.txt by prompt: the texts behind each label."""
+    found = []
+    for part in Path(out, "samples.txt").read_text().strip("\n").split("\n\n"):
+        rows: dict[str, list[str]] = {}
+        for line in part.split("\n"):
+            label, text = line.split("\t")
+            rows.setdefault(label, []).append(text)
+        found.append(rows)
+    return found
+
+
+def test_every_family_trains_on_the_same_pairs_each_whole() -> None:
+    pairs(Path("pairs"))
+    corpus, tokenizer = resolve("pairs"), byte_level()
+    kept, seen = [], []
+    for encoder in (False, True):
+        for fill in (False, True):
+            recipe = plan(replace(families.masked(trunk()), encoder=encoder, fill=fill), source_length=12, response_length=9)
+            prepared = prepare(recipe, corpus, corpus.pairs(), tokenizer)
+            assert prepared.train.truncated == 0
+            rows = []
+            for example in prepared.train:
+                target = [i for i, scored in zip(example.tokens, example.target, strict=True) if scored]
+                context = list(example.tokens[: len(example.tokens) - len(target)])
+                asked = list(example.source) if encoder else context[1:-1]
+                assert len(target) == 9 if fill else target.count(tokenizer.eos_token_id) == 1
+                assert len(example.tokens) <= recipe.row_length
+                rows.append((asked, target[: target.index(tokenizer.eos_token_id)]))
+            seen.append(rows)
+            kept.append(prepared.description)
+    short = [p for p in corpus.pairs().train if len(encode(tokenizer, p.prompt)) <= 12 and len(encode(tokenizer, p.response)) < 9]
+    assert 0 < len(short) < len(corpus.pairs().train)
+    assert seen[0] == [(encode(tokenizer, p.prompt), encode(tokenizer, p.response)) for p in short]
+    assert seen[0] == seen[1] == seen[2] == seen[3]
+    assert len(set(kept)) == 1
+    assert kept[0].endswith(f"; {len(corpus.pairs().train) - len(short)} training pairs longer than 12 + 9 tokens left out")
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_a_sampler_is_given_the_prompt_and_nothing_of_the_references(encoder: bool) -> None:
+    pairs(Path("pairs"))
+    recipe = plan(replace(families.masked(trunk()), encoder=encoder))
+    model = recipe.model.build(Vocab.of(byte_level()))
+    model.tokenizer = byte_level()
+    asked = [Case(sentence(3), ("one",)), Case("tea", (sentence(1), "two"))]
+    other = [Case(case.prompt, ("something else",)) for case in asked]
+    given = list(blanks(recipe, asked, model))
+    assert given == list(blanks(recipe, other, model))
+    bos, eos = byte_level().bos_token_id, byte_level().eos_token_id
+    for example, case in zip(given, asked, strict=True):
+        prompt = encode(byte_level(), case.prompt)
+        assert list(example.tokens) == ([bos] if encoder else [bos, *prompt, eos]) + [eos] * 30
+        assert list(example.source) == (prompt if encoder else [])
+        assert sum(example.target) == 30
+
+
+def test_a_prompt_is_answered_once_and_scored_against_all_its_references() -> None:
+    rows = [("a", "1"), ("b", "2"), ("a", "3")]
+    assert cases([Pair(*row) for row in rows]) == [Case("a", ("1", "3")), Case("b", ("2",))]
+
+
+def test_what_is_recorded_is_what_was_written_and_can_be_drawn_again() -> None:
+    pairs(Path("pairs"))
+    translate("masked", "--out", "out", "--scoring.candidates", "3")
+    recorded, shown, model = results("out"), written("out"), textdiff.load("out")
+    made = from_plain(yaml.safe_load(Path("out/recipe.yaml").read_text()))
+    assert isinstance(made, Seq2Seq)
+    test = cases(resolve("pairs").pairs().test)
+    chosen = [test[i * len(test) // 6] for i in range(6)]
+    assert [(rows["prompt"], rows["wanted"]) for rows in shown] == [([case.prompt], list(case.references)) for case in chosen]
+    references = [case.references for case in chosen]
+    again = [
+        draw(model, blanks(made, chosen, model), decode, k).texts
+        for decode, k in [(made.single, 0), *((made.varied, k) for k in (1, 2, 3))]
+    ]
+    single, best = ([rows[label][0] for rows in shown] for label in ("single", "MBR of 3"))
+    assert single == [" ".join(text.split()) for text in again[0]]
+    assert all(text in {" ".join(found[i].split()) for found in again[1:]} for i, text in enumerate(best))
+    assert recorded["rows"][0]["columns"]["BLEU"][0] == pytest.approx(bleu(again[0], references).score)
+    assert recorded["baselines"][0]["columns"]["BLEU"][0] == pytest.approx(bleu([case.prompt for case in chosen], references).score)
+    fill = made.response_length
+    assert [row["nfe"] for row in recorded["rows"]] == [min(20, fill), 3 * min(20, fill)]
+    assert (recorded["prompts"], recorded["steps"]) == (6, 2)
+    logged = [json.loads(line) for line in Path("out/log.jsonl").read_text().splitlines() if "evaluation" in line]
+    assert {"nats_per_token", "BLEU", "chrF"} <= set(logged[-1]["evaluation"])
+
+
+def test_a_table_holds_the_runs_beside_it_on_the_same_test_set_best_first(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(Path("pairs"))
+    for preset in ("masked", "uniform"):
+        translate(preset, "--scoring.candidates", "1")
+    translate("uniform", "--out", "runs/other", "--scoring.candidates", "1", "--scoring.test-limit", "5")
+    Path("runs/broken").mkdir()
+    Path("runs/broken/results.json").write_text("{")  # cut off
+    capsys.readouterr()
+    translate("autoregressive")
+    lines = [line for line in capsys.readouterr().out.splitlines() if " single " in line or " MBR of " in line or line.startswith("copied")]
+    names = [line.split()[0] for line in lines]
+    assert sorted(names) == ["autoregressive", "autoregressive", "copied", "masked", "uniform"]
+    scores = [float(line.split("single")[-1].split("MBR of 2")[-1].replace("copied prompt", "").split()[0]) for line in lines]
+    assert scores == sorted(scores, reverse=True)
+    assert max(map(len, lines)) <= 80
+
+
+REFUSED = {
+    "--data nosuch.jsonl": "there is no file or folder 'nosuch.jsonl'",
+    "--data texts.jsonl": "texts.jsonl holds documents, expected pairs: rows with columns prompt and response, src and trg",
+    "--data few.jsonl": r"few.jsonl is too small: its hash split leaves no test pair|few.jsonl has no validation pair within",
+    "--source-length 1": "pairs has no training pair within source_length 1 and response_length 60: raise them",
+    "--source-length 0": "source_length 0, response_length 60: expected 1 token or more of a prompt",
+    "--source-length 2000": "rows have 2062 tokens and the model reads 256: shorten source or response_length",
+    "--scoring.candidates 0": "scoring.candidates is 0, expected 1 or more",
+    "--scoring.test-limit 0": "scoring.test_limit is 0, expected 1 or more",
+    "--single.sampler.steps 0": "steps is 0, expected 1 or more",
+    "--single.temperature -1": r"temperature is -1\.0, expected 0",
+    "--columns a b c": r"columns are \['a', 'b', 'c'\], expected a prompt and a response column",
+    "--columns trg words": "column 'words' not found",
+    "--vocab-size 100": "vocab_size is 100, expected at least 260",
+    "--tokenizer ./nosuch": "there is no file or folder './nosuch'",
+    "--scoring.candidtes 3": "did you mean --scoring.candidates",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+
+    pairs(Path("pairs"))
+    Path("texts.jsonl").write_text('{"text": "a"}\n' * 50)
+    Path("few.jsonl").write_text('{"src": "a", "trg": "b"}\n')
+    with pytest.raises(SystemExit) as stopped:
+        translate("masked", *words.split(), "--out", "out")
+    assert stopped.value.code == 2
+    said = capsys.readouterr().err.strip()
+    assert re.search(REFUSED[words], said), said
+    assert "\n" not in said
+    assert not Path("out/checkpoints").exists()
+
+
+LOOKUP = {
+    f"{word} {number}": f"{number} {word.upper()}" for word in ("cat", "dog", "tea", "house", "red") for number in ("1", "2", "3", "4")
+}
+QUICK_TRAIN = Train(steps=250, batch_size=16, learning_rate=5e-3, warmup=20, final_fraction=0.05, ema=0.9, evaluate_every=250)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_family_learns_a_table_by_heart_and_answers_from_it(kind: Any, encoder: bool) -> None:
+    Path("pairs").mkdir()
+    rows = "".join(json.dumps({"src": prompt, "trg": response}) + "\n" for prompt, response in LOOKUP.items())
+    for split in ("train", "valid", "test"):
+        Path("pairs", f"{split}.jsonl").write_text(rows)
+    family = kind(TransformerConfig(width=64, layers=2, heads=2, max_length=64, encoder_layers=2 if encoder else 0))
+    made = plan(
+        replace(family, encoder=encoder),
+        vocab_size=300,
+        response_length=9,
+        train=QUICK_TRAIN,
+        scoring=Scoring(candidates=1),
+        out=Path("out"),
+    )
+    run(made, "out", exact)
+    found = [rows["single"][0] for rows in written("out")]
+    assert exact_match(found, list(LOOKUP.values())) >= 0.9
+    assert results("out")["rows"][0]["columns"]["exact match, %"][0] == pytest.approx(100 * exact_match(found, list(LOOKUP.values())))

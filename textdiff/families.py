@@ -1,0 +1,72 @@
+"""The rivals of every sequence-to-sequence recipe: one model of each family around the same trunk, with the sampler that suits it."""
+
+from dataclasses import dataclass, replace
+
+from textdiff.backbones.transformer import TransformerConfig
+from textdiff.decoding import Decode
+from textdiff.models import embedding_presets
+from textdiff.models.autoregressive import AutoregressiveSpec
+from textdiff.models.base import ModelSpec
+from textdiff.models.discrete import Discrete
+from textdiff.models.objective import CrossEntropy
+from textdiff.processes.uniform import Uniform
+from textdiff.samplers.ancestral import Ancestral
+from textdiff.samplers.autoregressive import Autoregressive
+from textdiff.samplers.confidence import Greedy
+from textdiff.samplers.ddim import DDIM
+
+_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model and how it reads pairs and writes responses."""
+
+    model: ModelSpec
+    """What is trained; it is a `Denoiser`."""
+    single: Decode
+    """How its one best response is drawn."""
+    varied: Decode
+    """How the candidates are drawn among which minimum Bayes risk chooses."""
+    encoder: bool
+    """Whether the prompt goes to the trunk's encoder instead of standing before the response."""
+    fill: bool
+    """Whether a response is written at a fixed number of positions, EOS to the end, rather than token by token until EOS."""
+
+
+def masked(trunk: TransformerConfig) -> Family:
+    """Masked diffusion on plain cross-entropy, read one position to the right; the surest tokens are written first."""
+    model = Discrete(backbone=trunk, objective=CrossEntropy(), shift=True)
+    return Family(model, Decode(Greedy(_STEPS), 0.0), Decode(Greedy(_STEPS)), encoder=False, fill=True)
+
+
+def uniform(trunk: TransformerConfig) -> Family:
+    """Uniform noise on plain cross-entropy, after masks alone for the first two thirds of training."""
+    model = Discrete(process=Uniform(), backbone=trunk, objective=CrossEntropy(), shift=True, curriculum=0.66)
+    return Family(model, Decode(Ancestral(_STEPS), 0.0), Decode(Ancestral(_STEPS)), encoder=False, fill=True)
+
+
+def autoregressive(trunk: TransformerConfig) -> Family:
+    """The rival: token by token, greedily, or drawn for the candidates."""
+    return Family(AutoregressiveSpec(backbone=trunk), Decode(Autoregressive(), 0.0), Decode(Autoregressive()), encoder=False, fill=False)
+
+
+def _vectors(model: ModelSpec, encoder: bool) -> Family:
+    """Drawn by DDIM, with the noise of ancestral steps for the candidates."""
+    return Family(model, Decode(DDIM(_STEPS)), Decode(DDIM(_STEPS, eta=1.0)), encoder=encoder, fill=True)
+
+
+def diffuseq(trunk: TransformerConfig) -> Family:
+    """DiffuSeq: regressed vectors of the response in one row with the clean prompt."""
+    return _vectors(embedding_presets.diffuseq(trunk), encoder=False)
+
+
+def genie(trunk: TransformerConfig) -> Family:
+    """GENIE: the same under an encoder, which takes half of the trunk's layers."""
+    half = trunk.layers // 2
+    return _vectors(embedding_presets.genie(replace(trunk, layers=trunk.layers - half, encoder_layers=half)), encoder=True)
+
+
+def modern(trunk: TransformerConfig) -> Family:
+    """The modern embedding model, the clean prompt in the same row."""
+    return _vectors(embedding_presets.modern(trunk), encoder=False)
