@@ -52,7 +52,8 @@ def test_known_positions_are_marked_and_beliefs_are_read() -> None:
     target = torch.tensor([[True, True, False], [True, False, True]])
     plain = reader.noisy(x, gamma, target, [None])
     everything = reader.noisy(x, gamma, torch.ones_like(target), [None])
-    torch.testing.assert_close(plain - everything, (~target)[..., None] * reader.known.expand(2, 3, 8))
+    unread = (1 - 0.5**0.5) * x @ reader.read.weight.T  # targets are read at a = sqrt(1 / 2) here
+    torch.testing.assert_close(plain - everything, (~target)[..., None] * (reader.known + unread), rtol=1e-4, atol=1e-6)
     belief = torch.randn(2, 3, 4)
     torch.testing.assert_close(reader.noisy(x, gamma, target, [belief]) - plain, belief @ reader.beliefs[0].weight.T, rtol=1e-4, atol=1e-5)
 

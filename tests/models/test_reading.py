@@ -27,13 +27,15 @@ def enlivened(output: torch.nn.Module) -> torch.nn.Module:
     return output.double()
 
 
-def test_softmax_logits_hold_the_evidence_of_the_noisy_vector() -> None:
-    """log p(w) = log softmax of W h + b + log N(xt; a E_w, s^2 I), by torch.distributions."""
+@pytest.mark.parametrize("tied", [False, True])
+def test_softmax_logits_hold_the_evidence_of_the_noisy_vector(tied: bool) -> None:
+    """log p(w) = log softmax of W h + b + log N(xt; a E_w, s^2 I), by torch.distributions; with W = E P when tied."""
     hidden, xt, _ = noisy()
-    output = enlivened(Softmax().build(7, 3, 5))
+    output = enlivened(Softmax(tied=tied).build(7, 3, 5))
     a, s = PROCESS.levels(T)
     evidence = Normal(a[..., None] * TABLE, s[..., None]).log_prob(xt[:, :, None]).sum(-1)  # (B, L, V)
-    logits = hidden @ output.weight.T + output.bias + evidence
+    weight = TABLE @ output.weight if tied else output.weight
+    logits = hidden @ weight.T + output.bias + evidence
     logits[..., 6] = -torch.inf
     pred = output(hidden, xt, T, PROCESS, TABLE, BANNED, 1.0)
     torch.testing.assert_close(pred.logits().log_softmax(-1), logits.log_softmax(-1))

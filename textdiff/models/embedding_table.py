@@ -15,6 +15,7 @@ from textdiff.backbones.transformer import time_features
 _LEVELS = 15.0  # gamma is told within +- this
 _RADIANS = 60.0  # largest angle of the features of gamma's range: two radians per unit of gamma
 _TIME_FEATURES = 256
+_SCALE = 0.02  # of what is read, as of a fresh embedding: places and blocks are heard beside it
 _SEEN = 4096  # rows of a table whose spread is watched
 
 
@@ -88,10 +89,10 @@ class Reader(nn.Module):
         self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def reset(self) -> None:
-        """Fresh weights: unit-variance vectors read at unit variance."""
+        """Fresh weights: unit-variance vectors, read at the scale of a fresh embedding."""
         init.normal_(self.weight)
         for layer in (self.read, *self.beliefs):
-            init.normal_(layer.weight, std=1 / math.sqrt(self.weight.shape[1]))
+            init.normal_(layer.weight, std=_SCALE / math.sqrt(self.weight.shape[1]))
         init.zeros_(self.read.bias)
         init.normal_(self.known, std=0.02)
 
@@ -104,8 +105,13 @@ class Reader(nn.Module):
         return self.read(F.embedding(ids, self.rows()))
 
     def noisy(self, x: Tensor, gamma: Tensor, target: Tensor, beliefs: Sequence[Tensor | None]) -> Tensor:
-        """Noisy vectors (B, L, D) of log-SNR -gamma (B,) or (B, L) at the trunk's width; positions off `target` (B, L) are known. Each of
-        `beliefs` about x0 is (B, L, D), or None where there is none yet."""
+        """Noisy vectors (B, L, D) of log-SNR -gamma (B,) or (B, L) at the trunk's width; positions off `target` (B, L) are known.
+
+        Of targets a xt is read, the best linear guess of a unit-variance x0: pure noise is nothing. Each of `beliefs` about x0 is
+        (B, L, D), or None where there is none yet.
+        """
+        told = gamma if gamma.dim() == 2 else gamma[:, None]
+        x = x * torch.sigmoid(-told).sqrt().where(target, 1.0)[..., None].to(x.dtype)
         level = (gamma.clamp(-_LEVELS, _LEVELS) + _LEVELS) / (2 * _LEVELS)
         read = self.read(x) + self.time(time_features(level, _RADIANS).to(x.dtype)) + (~target)[..., None] * self.known
         for layer, belief in zip(self.beliefs, beliefs, strict=True):

@@ -41,27 +41,28 @@ class Softmax(Reading):
 
     With `prior` the logits hold what the noisy vector says of its own token, log N(xt; a E_w, s^2 I) = (a / s^2) xt.E_w
     - (a^2 / (2 s^2)) |E_w|^2 + const (Plaid, LangFlow): the trunk is left with what the neighbours say. It comes in over the first
-    `warmup` of training.
+    `warmup` of training. With `tied` the trunk's own logits are products with the same E.
     """
 
     prior: bool = True
     warmup: float = 0.0
+    tied: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is {self.warmup}, expected a part of training in [0, 1]")
 
     def build(self, size: int, width: int, hidden: int) -> Output:
-        return SoftmaxOutput(self, size, hidden)
+        return SoftmaxOutput(self, size, width, hidden)
 
 
 class SoftmaxOutput(Output):
     """Logits over the vocabulary."""
 
-    def __init__(self, config: Softmax, size: int, hidden: int) -> None:
+    def __init__(self, config: Softmax, size: int, width: int, hidden: int) -> None:
         super().__init__()
         self.config = config
-        self.weight = nn.Parameter(torch.empty(size, hidden))
+        self.weight = nn.Parameter(torch.empty(width if config.tied else size, hidden))
         self.bias = nn.Parameter(torch.empty(size))
 
     def reset(self) -> None:
@@ -71,13 +72,16 @@ class SoftmaxOutput(Output):
     def forward(
         self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None, progress: float
     ) -> Interpolated:
-        if not self.config.prior:
-            return Interpolated(hidden, Head(self.weight, self.bias, banned), table)
-        strength = min(1.0, progress / self.config.warmup) if self.config.warmup else 1.0
-        features, rows = _evidence(xt, t, process, table)
-        # one product for the trunk's logits and the evidence, so that neither exists for the whole vocabulary by itself
-        both = torch.cat([hidden.to(xt.dtype), strength * features], dim=-1)
-        return Interpolated(both, Head(torch.cat([self.weight, rows], dim=1), self.bias, banned), table)
+        features, weight = (F.linear(hidden, self.weight), table) if self.config.tied else (hidden, self.weight)
+        if self.config.prior:
+            strength = min(1.0, progress / self.config.warmup) if self.config.warmup else 1.0
+            evidence, rows = _evidence(xt, t, process, table)
+            # one product for the trunk's logits and the evidence, so that neither exists for the whole vocabulary by itself
+            if self.config.tied:
+                features, weight = strength * evidence + F.pad(features, (0, 1)), rows
+            else:
+                features, weight = torch.cat([features, strength * evidence], dim=-1), torch.cat([weight, rows], dim=1)
+        return Interpolated(features, Head(weight, self.bias, banned), table)
 
     @torch.no_grad()
     def alone(self, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None) -> Tensor:
