@@ -26,7 +26,8 @@ from textdiff.scores import Case, Score
 from textdiff.seq2seq import Seq2Seq, run
 from textdiff.training.settings import Train
 
-TRUNK = TransformerConfig(width=192, layers=3, heads=4, max_length=256, dropout=0.1)
+TRUNK = TransformerConfig(width=192, layers=3, heads=4, max_length=256, place_embedding=True, dropout=0.1)
+RESPONSE = 64  # tokens, EOS included
 TRAIN = Train(
     steps=2_000,
     batch_size=32,
@@ -71,23 +72,8 @@ def _columns(quality: GenerationQuality, test: Sequence[Case], texts: Sequence[s
 
 
 def _recipe(family: Family) -> Seq2Seq:
-    return Seq2Seq(**vars(family), data="./e2e", vocab_size=1_000, source_length=48, response_length=64, train=TRAIN)
-
-
-def masked() -> Seq2Seq:
-    """Masked diffusion; the surest tokens are written first."""
-    return _recipe(families.masked(TRUNK))
-
-
-def uniform() -> Seq2Seq:
-    """Uniform noise, after masks for the first two thirds of training."""
-    return _recipe(families.uniform(TRUNK))
-
-
-def autoregressive() -> Seq2Seq:
-    """The rival, token by token."""
-    return _recipe(families.autoregressive(TRUNK))
+    return Seq2Seq(**vars(family), data="./e2e", vocab_size=1_000, source_length=48, response_length=RESPONSE, train=TRAIN)
 
 
 if __name__ == "__main__":
-    run_presets({preset.__name__: preset for preset in (masked, uniform, autoregressive)}, partial(run, measure=_columns), __doc__)
+    run_presets(families.presets(TRUNK, RESPONSE, _recipe), partial(run, measure=_columns), __doc__)

@@ -25,6 +25,7 @@ from textdiff.seq2seq import Scoring, Seq2Seq, run
 from textdiff.training.settings import Train
 
 TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128, place_embedding=True)
+RESPONSE = 11  # tokens, EOS included
 TRAIN = Train(
     steps=3_000,
     batch_size=32,
@@ -42,25 +43,11 @@ def _columns(quality: GenerationQuality, test: Sequence[Case], texts: Sequence[s
 
 
 def _recipe(family: Family) -> Seq2Seq:
-    scoring = Scoring(rows_while_training=200)
-    return Seq2Seq(**vars(family), data=dates.NAME, vocab_size=300, source_length=40, response_length=11, train=TRAIN, scoring=scoring)
-
-
-def masked() -> Seq2Seq:
-    """Masked diffusion."""
-    return _recipe(families.masked(TRUNK))
-
-
-def uniform() -> Seq2Seq:
-    """Uniform noise."""
-    return _recipe(families.uniform(TRUNK))
-
-
-def autoregressive() -> Seq2Seq:
-    """The rival, token by token."""
-    return _recipe(families.autoregressive(TRUNK))
+    scoring = Scoring(candidates=5, rows_while_training=200)
+    return Seq2Seq(
+        **vars(family), data=dates.NAME, vocab_size=300, source_length=40, response_length=RESPONSE, train=TRAIN, scoring=scoring
+    )
 
 
 if __name__ == "__main__":
-    presets = {preset.__name__: preset for preset in (masked, uniform, autoregressive)}
-    run_presets(presets, partial(run, measure=_columns), __doc__)
+    run_presets(families.presets(TRUNK, RESPONSE, _recipe), partial(run, measure=_columns), __doc__)

@@ -1,14 +1,22 @@
 """The rivals of every sequence-to-sequence recipe: one model of each family around the same trunk, with the sampler that suits it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial, update_wrapper
+from typing import TypeVar
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.decoding import Decode
+from textdiff.log_snr import LinearLogSNR
 from textdiff.models import embedding_presets
+from textdiff.models.autoencoder import AutoencoderConfig
 from textdiff.models.autoregressive import AutoregressiveSpec
 from textdiff.models.base import ModelSpec
 from textdiff.models.discrete import Discrete
+from textdiff.models.latent import LatentDiffusion
 from textdiff.models.objective import CrossEntropy
+from textdiff.models.reading import State
+from textdiff.processes.gaussian import Gaussian
 from textdiff.processes.uniform import Uniform
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.autoregressive import Autoregressive
@@ -16,6 +24,8 @@ from textdiff.samplers.confidence import Greedy
 from textdiff.samplers.ddim import DDIM
 
 _STEPS = 20
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
@@ -63,10 +73,35 @@ def diffuseq(trunk: TransformerConfig) -> Family:
 
 def genie(trunk: TransformerConfig) -> Family:
     """GENIE: the same under an encoder, which takes half of the trunk's layers."""
-    half = trunk.layers // 2
-    return _vectors(embedding_presets.genie(replace(trunk, layers=trunk.layers - half, encoder_layers=half)), encoder=True)
+    return _vectors(embedding_presets.genie(_with_encoder(trunk)), encoder=True)
 
 
 def modern(trunk: TransformerConfig) -> Family:
     """The modern embedding model, the clean prompt in the same row."""
-    return _vectors(embedding_presets.modern(trunk), encoder=False)
+    return _vectors(embedding_presets.modern(trunk, noise=2.5), encoder=False)
+
+
+def latent(trunk: TransformerConfig, response_length: int) -> Family:
+    """Latent diffusion, a vector for each token that a response may have; an autoencoder of two layers and an encoder of the prompt."""
+    autoencoder = AutoencoderConfig(response_length, response_length, 16, width=trunk.width, layers=1, heads=trunk.heads)
+    model = LatentDiffusion(autoencoder, Gaussian(LinearLogSNR(-1.0, 6.0)), _with_encoder(trunk), target=State(), stage=0.1)
+    return _vectors(model, encoder=True)
+
+
+def _with_encoder(trunk: TransformerConfig) -> TransformerConfig:
+    half = trunk.layers // 2
+    return replace(trunk, layers=trunk.layers - half, encoder_layers=half)
+
+
+def presets(trunk: TransformerConfig, response_length: int, plan: Callable[[Family], Plan]) -> dict[str, Callable[[], Plan]]:
+    """A preset of each family around the same trunk, by name, for `run_presets`; `plan` makes a run of a family."""
+    sized = update_wrapper(partial(latent, response_length=response_length), latent)
+    return {kind.__name__: _preset(kind, trunk, plan) for kind in (diffuseq, genie, modern, sized, masked, uniform, autoregressive)}
+
+
+def _preset(kind: Callable[[TransformerConfig], Family], trunk: TransformerConfig, plan: Callable[[Family], Plan]) -> Callable[[], Plan]:
+    def build() -> Plan:
+        return plan(kind(trunk))
+
+    build.__doc__ = kind.__doc__
+    return build

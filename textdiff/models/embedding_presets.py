@@ -51,10 +51,14 @@ def genie(trunk: TransformerConfig, width: int = 16) -> EmbeddingDiffusion:
     return diffusion_lm(trunk, width)
 
 
-def modern(trunk: TransformerConfig, width: int = 32) -> EmbeddingDiffusion:
+def modern(trunk: TransformerConfig, width: int = 32, noise: float = 0.0, curriculum: float = 0.0) -> EmbeddingDiffusion:
     """The CDCD / Plaid / LangFlow line: normalised vectors, cross-entropy through the prediction, the noisy vector's own evidence added to
-    the logits, and noise levels where the information is."""
-    location = math.log(width / 14)  # at an SNR of 14 / width, ln V nats of a vector of V ~ 1,000 are known half
-    return EmbeddingDiffusion(
-        Gaussian(Gumbel(location, 1.3)), trunk, width, Sphere(), Softmax(), TokenCrossEntropy(), shift=True, own_evidence=True
-    )
+    the logits and read by the trunk, and a Gumbel law of noise levels about where a vector by itself says half of what it can.
+
+    `noise` moves that law up in gamma: a response that its prompt decides is learnt where little else is left to read. `curriculum` is the
+    first part of training, in which targets are noise or clean.
+    """
+    location = math.log(width / 14) + noise  # at an SNR of 14 / width about half of the ln 1,000 nats are known
+    process = Gaussian(Gumbel(location, 1.3, -4.0, 8.0 + noise / 2))
+    reading, loss = Softmax(), TokenCrossEntropy()
+    return EmbeddingDiffusion(process, trunk, width, Sphere(), reading, loss, shift=True, own_evidence=True, curriculum=curriculum)
