@@ -42,7 +42,7 @@ from typing import Any
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import run_presets
-from textdiff.controlled import Controlled, Trained, run
+from textdiff.controlled import Controlled, Trained, are_strengths, run
 from textdiff.data.collate import Examples
 from textdiff.data.labelled import Labelled, PartlyTold
 from textdiff.data.token_classes import NAMES
@@ -100,6 +100,12 @@ class ControlledVectors(Controlled):
     fluency: float = 1e-4
     """How much they are held at the mean of the step; Diffusion-LM's 0.01 leaves attributes where they were here."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.updates < 1 or not are_strengths([*self.gradients, *self.rates, self.fluency]):
+            given = f"gradients {list(self.gradients)}, rates {list(self.rates)}, updates {self.updates}, fluency {self.fluency}"
+            raise ValueError(f"{given}: expected numbers of 0 or more, and 1 update or more")
+
     def guides(self, model: Any, labels: int) -> dict[str, ClassifierSpec]:
         known: dict[str, Any] = {"process": model.process, "width": model.spec.width}
         tagger = replace(self.tagger, labels=len(NAMES), each=True, **known)
@@ -109,7 +115,7 @@ class ControlledVectors(Controlled):
         yield from super().trials(trained)
         for name, gamma, guidance in self.steering(Attribute(trained.guides["classifier"])):
             yield self.judged(name, gamma, trained, guidance)
-        shapes, write = trained.shapes, partial(self.written, trained)
+        shapes, write = trained.real, partial(self.written, trained)  # each row once: the errors take texts for independent
         free = write(ClassifierFree(0.0), shapes)
         yield from class_trials(write, self.steering(Pattern(trained.guides["tagger"])), shapes, free, trained.classes)
         if trained.vocab.eos_id is not None:

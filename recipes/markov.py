@@ -23,6 +23,7 @@ from textdiff.batch import Example
 from textdiff.cli import run_presets
 from textdiff.data.collate import Examples
 from textdiff.evaluation.likelihood import likelihood, sequence_nats
+from textdiff.models import embedding_presets
 from textdiff.models.autoregressive import AutoregressiveSpec
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.discrete import Discrete
@@ -148,10 +149,15 @@ def hybrid() -> MarkovRun:
     return MarkovRun(Discrete(process=Hybrid(), backbone=TIMED, objective=CrossEntropy(), shift=True, curriculum=0.3), _settings(2e-3))
 
 
+def modern() -> MarkovRun:
+    """Gaussian noise on token vectors, 0.7 M parameters."""
+    return MarkovRun(embedding_presets.modern(TRUNK, 16, curriculum=0.3), _settings(2e-3))
+
+
 def autoregressive() -> MarkovRun:
     """The autoregressive twin, 0.6 M parameters."""
     return MarkovRun(AutoregressiveSpec(backbone=TRUNK), _settings(1.5e-3))
 
 
 if __name__ == "__main__":
-    run_presets({preset.__name__: preset for preset in (masked, uniform, hybrid, autoregressive)}, run, __doc__)
+    run_presets({preset.__name__: preset for preset in (masked, uniform, hybrid, modern, autoregressive)}, run, __doc__)

@@ -1,4 +1,4 @@
-"""Paraphrases of questions: QQP as DiffuSeq has it, with every family on the same pairs, trunk, tokenizer and steps.
+"""Paraphrases of questions: QQP as DiffuSeq has it, with every family on the same pairs, tokenizer and steps.
 
     python recipes/paraphrase.py autoregressive --data QQP
     python recipes/paraphrase.py masked --data QQP
@@ -10,6 +10,10 @@ other folder or hub id of pairs (`--columns` names them). GENIE's train.src besi
 The table holds BLEU (sacrebleu, 13a, cased), ROUGE-L and the self-BLEU of the candidates of one prompt, which says how unlike they are
 (lower: more diverse). DiffuSeq reports smoothed sentence BLEU of BERT's lowercased tokens instead (24.13 with ten candidates): other
 numbers, not to be compared. A copied prompt scores high on this task; look at both.
+
+The presets are diffuseq, genie, modern, latent (which draw vectors), masked, uniform (tokens) and autoregressive (the rival): the same
+pairs, tokenizer and steps, around one trunk. They are not of equal size: genie and latent give half of the trunk's layers to an encoder of
+the prompt, latent has an autoencoder besides, and the table says how many parameters each has.
 """
 
 from collections.abc import Mapping, Sequence

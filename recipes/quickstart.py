@@ -6,6 +6,8 @@
     python recipes/quickstart.py uniform                      tokens become other tokens
     python recipes/quickstart.py hybrid                       tokens become [MASK] or other tokens
     python recipes/quickstart.py score                        masked diffusion by ratios (SEDD)
+    python recipes/quickstart.py modern                       Gaussian noise on token vectors (the CDCD / Plaid / LangFlow line)
+    python recipes/quickstart.py diffusion_lm                 the same as it began (Diffusion-LM)
 
 Each run's table also holds the runs beside it on the same data. The corpus is the documentation of the running Python
 (`builtin:pydocs`, about 2 MB). Your own text:
@@ -19,6 +21,7 @@ from dataclasses import replace
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import run_presets
+from textdiff.models import embedding_presets
 from textdiff.models.autoregressive import AutoregressiveSpec
 from textdiff.models.base import ModelSpec
 from textdiff.models.discrete import Discrete
@@ -87,10 +90,25 @@ def score() -> Recipe:
     return _recipe(Discrete(backbone=TRUNK, objective=CrossEntropy(), parameterisation=Score(), shift=True))
 
 
+def modern() -> Recipe:
+    """Gaussian noise on normalised token vectors, cross-entropy through the prediction; an upper bound.
+
+    For the first two thirds of the run a token is either pure noise or nearly clean, as under masks.
+    """
+    return _recipe(embedding_presets.modern(TRUNK, curriculum=0.66, tied=False))
+
+
+def diffusion_lm() -> Recipe:
+    """Diffusion-LM: regressed vectors, mean squared error with rounding; its bound, made proper, is far above the others'."""
+    return _recipe(embedding_presets.diffusion_lm(TRUNK))
+
+
 def autoregressive() -> Recipe:
     """The rival: each token from those before it, the same trunk, data and budget; the likelihood is exact."""
     return _recipe(AutoregressiveSpec(backbone=TRUNK))
 
 
+PRESETS = (masked, autoregressive, block, uniform, hybrid, score, modern, diffusion_lm)
+
 if __name__ == "__main__":
-    run_presets({preset.__name__: preset for preset in (masked, autoregressive, block, uniform, hybrid, score)}, run, __doc__)
+    run_presets({preset.__name__: preset for preset in PRESETS}, run, __doc__)

@@ -1,4 +1,4 @@
-"""Translation, by default of Multi30k's captions from German to English, with every family on the same pairs, trunk, tokenizer and steps.
+"""Translation, by default of Multi30k's captions from German to English, with every family on the same pairs, tokenizer and steps.
 
     python recipes/translation.py autoregressive --data FOLDER
     python recipes/translation.py masked --data FOLDER
@@ -10,6 +10,10 @@ beside train.en: the first by name is translated into the second, `--columns en 
 
 Each run's table also holds the runs beside it on the same data, BLEU and chrF by sacrebleu's defaults: one sample, the best of ten by
 minimum Bayes risk, and the source copied as it is.
+
+The presets are diffuseq, genie, modern, latent (which draw vectors), masked, uniform (tokens) and autoregressive (the rival): the same
+pairs, tokenizer and steps, around one trunk. They are not of equal size: genie and latent give half of the trunk's layers to an encoder of
+the prompt, latent has an autoencoder besides, and the table says how many parameters each has.
 """
 
 from collections.abc import Mapping, Sequence

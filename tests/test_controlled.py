@@ -16,6 +16,7 @@ from textdiff.batch import Batch, collate
 from textdiff.data.labelled import Labelled, texts_by_kind
 from textdiff.data.token_classes import NAMES
 from textdiff.data.tokenizer import load_tokenizer
+from textdiff.evaluation.control import with_gap
 from textdiff.evaluation.ngram import Trigram, nats_per_token
 from textdiff.models.classifier import NoisyClassifier
 from textdiff.models.embedding import EmbeddingDiffusionLM
@@ -108,6 +109,15 @@ def test_the_table_has_every_strength_and_its_first_row_is_what_the_saved_judge_
     assert judge.spec.process is None
 
 
+def test_gaps_and_classes_are_those_of_rows_that_differ(tmp_path: Path) -> None:
+    """Copies of a row would count as independent in the errors of the table."""
+    with patch("textdiff.evaluation.control.with_gap", side_effect=with_gap) as gaps:
+        controlled("diffusion_lm", tmp_path)
+    shapes = [call.args[0] for call in gaps.call_args_list]
+    assert [list(shape.source) for shape in shapes] == [[0], [1]] * 3
+    assert len({tuple(shape.tokens) for shape in shapes}) == 6
+
+
 def test_guides_of_vectors_read_those_of_the_model_they_guide(tmp_path: Path) -> None:
     """Saved with the classifiers, so that a guide and its model can be opened by themselves."""
     controlled("diffusion_lm", tmp_path)
@@ -142,21 +152,35 @@ def test_without_matplotlib_the_run_says_so_and_ends_well(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("preset", "words", "message"),
     [
-        (["--gammas", "0", "-1"], "gammas are [0.0, -1.0], expected strengths of 0 or more"),
-        (["--samples", "0"], "samples 0, sampling_steps 3, length 16: expected 1 or more samples and steps, and 4 tokens or more"),
-        (["--attribute", "stars"], "has 0 values of 'stars', expected 2 or more, in prompts like stars[value]"),
-        (["--data", "nothing.jsonl"], "there is no file or folder 'nothing.jsonl'"),
-        (["--length", "1"], "sampling_steps 3, length 1: expected"),
+        ("masked", ["--gammas", "0", "-1"], "gammas are [0.0, -1.0], expected strengths of 0 or more"),
+        (
+            "masked",
+            ["--samples", "0"],
+            "samples 0, sampling_steps 3, length 16: expected 1 or more samples and steps, and 4 tokens or more",
+        ),
+        ("masked", ["--attribute", "stars"], "has 0 values of 'stars', expected 2 or more, in prompts like stars[value]"),
+        ("masked", ["--data", "nothing.jsonl"], "there is no file or folder 'nothing.jsonl'"),
+        ("masked", ["--length", "1"], "sampling_steps 3, length 1: expected"),
+        ("masked", ["--gammas", "nan"], "gammas are [nan], expected strengths of 0 or more"),
+        (
+            "masked",
+            ["--data", "builtin:pydocs", "--attribute", "area"],
+            "attribute is 'area' and builtin:pydocs has none: give data with attributes",
+        ),
+        ("diffusion_lm", ["--gradients", "-1"], "gradients [-1.0], rates [0.1], updates 3, fluency 0.0001: expected numbers of 0 or more"),
+        ("diffusion_lm", ["--rates", "-1"], "rates [-1.0], updates 3, fluency 0.0001: expected numbers of 0 or more, and 1 update or more"),
+        ("diffusion_lm", ["--updates", "-3"], "updates -3, fluency 0.0001: expected numbers of 0 or more, and 1 update or more"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_exit_code_2(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_users_mistake_is_one_line_and_exit_code_2_before_anything_is_trained(
+    preset: str, words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        controlled("masked", tmp_path, *words)
+        controlled(preset, tmp_path, *words)
     said = capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
     assert stop.value.code == 2
     assert message in " ".join(said.split())
     assert len(said.strip().splitlines()) == 1

@@ -1,5 +1,6 @@
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from textdiff.vocab import Vocab
 FILL = 6
 PROMPTS = ["the cat", "a dog ran to the red house", "tea", "old friends drink"]
 KINDS = [families.masked, families.uniform, families.autoregressive]
+VECTORS = [families.diffuseq, families.genie, families.modern, partial(families.latent, response_length=FILL)]
 
 
 def built(family: Family) -> LanguageModel:
@@ -64,6 +66,23 @@ def test_draws_differ_by_number_and_the_greedy_one_is_always_the_same(kind: Any)
     assert draw(model, rows, family.varied, 1).texts != draw(model, rows, family.varied, 2).texts
     if kind is not families.uniform:  # which begins in noise
         assert draw(model, rows, family.single, 1).texts == draw(model, rows, family.single, 2).texts
+
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_models_of_vectors_answer_and_leave_the_prompt_alone(kind: Any) -> None:
+    family = kind(trunk(layers=4, max_length=64))
+    model, rows = built(family), blanks(encoder=family.encoder)
+    decode = replace(family.varied, sampler=replace(family.varied.sampler, steps=3))
+    found = [draw(model, rows, decode, number, batch_size=size, seed=5).texts for number, size in ((3, 64), (3, 1), (4, 64))]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+    assert any(found[0])
+    batch = collate(rows, model.vocab.pad_id or 0)
+    tokens = decode.of(model).sample(model, batch, Rng(5, 3, batch.sample_id))  # type: ignore[arg-type]
+    assert torch.equal(tokens[~batch.target], batch.tokens[~batch.target])
+    assert [text_of(model, row[target].tolist()) for row, target in zip(tokens, batch.target, strict=True)] == found[0]
+    with pytest.raises(ValueError, match="this model draws vectors"):
+        replace(decode, temperature=0.0).check(model)
 
 
 def test_network_calls_are_counted_as_the_samplers_do() -> None:

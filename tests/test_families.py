@@ -13,13 +13,13 @@ VECTORS = [families.diffuseq, families.genie, families.modern, partial(families.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rivals_are_of_equal_size_and_their_samplers_fit_them(kind: Any) -> None:
+def test_rivals_over_tokens_are_of_equal_size_and_their_samplers_fit_them(kind: Any) -> None:
     family = kind(trunk())
     model = family.model.build(VOCAB)
     rival = families.autoregressive(trunk()).model.build(VOCAB)
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in rival.parameters())
     for decode in (family.single, family.varied):
-        decode.of(model).check(model)
+        decode.check(model)
     assert family.fill == model.nll_is_bound  # what is written all at once is told no length
 
 
@@ -28,7 +28,7 @@ def test_samplers_of_vectors_fit_their_models(kind: Any) -> None:
     family = kind(trunk(layers=4))
     model = family.model.build(VOCAB)
     for decode in (family.single, family.varied):
-        decode.of(model).check(model)
+        decode.check(model)
     assert family.fill
 
 

@@ -18,7 +18,7 @@ def matches(quality: GenerationQuality, test: list[Case], texts: list[str]) -> d
 def scored(out: Path, *texts: list[str], data: str = "pairs", test: list[Case] = TEST) -> Path:
     out.mkdir(parents=True)
     rows = [Row(f"way {number}", own, 4.0, 1.5) for number, own in enumerate(texts)]
-    Scores(out, shown=True).table(Outcome(data, 7, 3.0, test, rows), matches)  # type: ignore[arg-type]
+    Scores(out, shown=True).table(Outcome(data, 1_234_000, 7, 3.0, test, rows), matches)  # type: ignore[arg-type]
     return out
 
 
@@ -30,14 +30,15 @@ def test_the_table_is_ranked_by_its_first_column_and_names_the_copied_prompt(tmp
     good, fair, bad = ["one dog", "tea", "red", "in"], ["a dog", "tea", "blue", "on"], ["", "", WIDE, ""]
     out = scored(tmp_path / "runs" / "mine", bad, good, fair)
     lines = [line for line in capsys.readouterr().out.splitlines() if "±" in line and "standard error" not in line]
-    assert [line.split()[:3] for line in lines] == [
-        ["mine", "way", "1"],
-        ["mine", "way", "2"],
-        ["copied", "prompt", "25.00"],
-        ["mine", "way", "0"],
+    assert [line.split()[:4] for line in lines] == [
+        ["mine", "1.23M", "way", "1"],
+        ["mine", "1.23M", "way", "2"],
+        ["copied", "prompt", "25.00", "±"],
+        ["mine", "1.23M", "way", "0"],
     ]
     assert [float(line.split("±")[0].split()[-1]) for line in lines] == [100, 50, 25, 0]
     recorded = json.loads((out / "results.json").read_text())
+    assert recorded["parameters"] == 1_234_000
     assert recorded["rows"][1]["columns"]["exact match, %"][0] == 100 * exact_match(good, [case.references for case in TEST])
     assert recorded["rows"][1]["columns"]["self-BLEU"] == [None, None]  # one text has no others to be compared with
     assert recorded["baselines"][0]["columns"]["exact match, %"][0] == 25
@@ -76,5 +77,5 @@ def test_the_fingerprint_knows_prompts_and_references() -> None:
 def test_a_hidden_report_prints_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "mine"
     out.mkdir()
-    Scores(out, shown=False).closing(3.0, promptable=True)
+    Scores(out, shown=False).closing(3.0, "--prompt TEXT")
     assert capsys.readouterr().out == ""

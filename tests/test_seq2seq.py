@@ -15,12 +15,14 @@ from tests.models.tiny import trunk
 from tests.tiny_runs import SHORT, SMALL, pairs, recipe
 from textdiff import families
 from textdiff.backbones.transformer import TransformerConfig
+from textdiff.cli import main
 from textdiff.data.corpora import resolve
 from textdiff.data.readers import Pair
 from textdiff.data.tokenizer import encode
 from textdiff.decoding import draw
 from textdiff.evaluation.generation import GenerationQuality, bleu, exact_match
 from textdiff.families import Family
+from textdiff.models.latent import LatentDiffusion
 from textdiff.scores import Case, Score
 from textdiff.seq2seq import Scoring, Seq2Seq, blanks, cases, prepare, run
 from textdiff.spec import from_plain
@@ -113,6 +115,26 @@ def test_a_sampler_is_given_the_prompt_and_nothing_of_the_references(encoder: bo
         assert sum(example.target) == 30
 
 
+@pytest.mark.parametrize("encoder", [False, True])
+def test_a_long_prompt_ends_at_the_same_token_in_every_family(encoder: bool) -> None:
+    recipe = plan(replace(families.masked(trunk()), encoder=encoder), source_length=4)
+    for fill in (False, True):
+        (row,) = recipe.rows([Pair("the cat sat on the red mat", "tea")], byte_level(), fill)
+        kept = encode(byte_level(), "the cat sat on the red mat")[:4]
+        assert list(row.source if encoder else row.tokens[1:5]) == kept
+        assert encoder or row.tokens[5] == byte_level().eos_token_id
+
+
+def test_a_latent_model_has_room_for_the_response_and_other_models_stay_as_they_are() -> None:
+    asked = families.latent(trunk(), 12).model
+    assert isinstance(asked, LatentDiffusion)
+    for latents, length, made in ((12, 9, 9), (4, 20, 4)):  # as many as tokens where they were, else as many as asked for
+        family = replace(families.latent(trunk(), 12), model=replace(asked, autoencoder=replace(asked.autoencoder, latents=latents)))
+        model = plan(family, response_length=length).sized().model
+        assert model == replace(asked, autoencoder=replace(asked.autoencoder, length=length, latents=made))
+    assert plan(families.masked(trunk())).sized() == plan(families.masked(trunk()))
+
+
 def test_a_prompt_is_answered_once_and_scored_against_all_its_references() -> None:
     rows = [("a", "1"), ("b", "2"), ("a", "3")]
     assert cases([Pair(*row) for row in rows]) == [Case("a", ("1", "3")), Case("b", ("2",))]
@@ -141,7 +163,7 @@ def test_what_is_recorded_is_what_was_written_and_can_be_drawn_again() -> None:
     assert [row["nfe"] for row in recorded["rows"]] == [min(20, fill), 3 * min(20, fill)]
     assert (recorded["prompts"], recorded["steps"]) == (6, 2)
     logged = [json.loads(line) for line in Path("out/log.jsonl").read_text().splitlines() if "evaluation" in line]
-    assert {"nats_per_token", "BLEU", "chrF"} <= set(logged[-1]["evaluation"])
+    assert {"nats_per_target", "BLEU", "chrF"} <= set(logged[-1]["evaluation"])
 
 
 def test_a_table_holds_the_runs_beside_it_on_the_same_test_set_best_first(capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,7 +195,12 @@ REFUSED = {
     "--single.sampler.steps 0": "steps is 0, expected 1 or more",
     "--single.temperature -1": r"temperature is -1\.0, expected 0",
     "--columns a b c": r"columns are \['a', 'b', 'c'\], expected a prompt and a response column",
+    "--columns a b --data builtin:dates": "builtin:dates is made of prompts and responses and has no columns to choose from",
+    "--columns a b --data attributes.txt": r"attributes.txt holds lines `name : X\|\|Text` and has no columns to choose from",
+    "--data parallel": r"train\.tgt:2: the line is empty: a response needs text",
     "--columns trg words": "column 'words' not found",
+    "--no-fill": "fill is off and the model writes all positions at once, told no length: turn it on",
+    "--encoder": "encoder is on and the model's trunk has none: make them agree",
     "--vocab-size 100": "vocab_size is 100, expected at least 260",
     "--tokenizer ./nosuch": "there is no file or folder './nosuch'",
     "--scoring.candidtes 3": "did you mean --scoring.candidates",
@@ -185,6 +212,10 @@ def test_what_cannot_work_is_refused_in_one_line(words: str, capsys: pytest.Capt
 
     pairs(Path("pairs"))
     Path("texts.jsonl").write_text('{"text": "a"}\n' * 50)
+    Path("attributes.txt").write_text("name : a||A .\n" * 50)
+    Path("parallel").mkdir()
+    for side in ("src", "tgt"):
+        Path(f"parallel/train.{side}").write_text("a\n\n")
     Path("few.jsonl").write_text('{"src": "a", "trg": "b"}\n')
     with pytest.raises(SystemExit) as stopped:
         translate("masked", *words.split(), "--out", "out")
@@ -193,6 +224,47 @@ def test_what_cannot_work_is_refused_in_one_line(words: str, capsys: pytest.Capt
     assert re.search(REFUSED[words], said), said
     assert "\n" not in said
     assert not Path("out/checkpoints").exists()
+
+
+REFUSED_BY = {
+    "autoregressive --fill": "fill is on and the model writes token by token until EOS: turn it off",
+    "genie --no-encoder": "encoder is off and the model's trunk has an encoder: make them agree",
+    "genie --source-length 300": "source_length is 300 and the encoder reads 256 tokens: shorten it",
+    "modern --single.temperature 0": "this model draws vectors: leave them out",
+    "latent --varied.temperature 0.5": "this model draws vectors: leave them out",
+}
+
+
+@pytest.mark.parametrize("words", REFUSED_BY)
+def test_what_does_not_suit_the_model_is_refused_before_training(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(Path("pairs"))
+    with pytest.raises(SystemExit) as stopped:
+        translate(*words.split(), "--out", "out")
+    said = capsys.readouterr().err.strip()
+    assert (stopped.value.code, REFUSED_BY[words] in said, "\n" in said) == (2, True, False), said
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("preset", ["diffuseq", "genie", "latent", "masked"])
+def test_the_command_printed_last_asks_the_model(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(Path("pairs"))
+    translate(preset, "--out", "out", "--scoring.candidates", "1")
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next"))
+    words = line.split()[2:-1]
+    answers = []
+    for prompt in ("tea", "tea", "a dog ran to the red house"):
+        main([*words, prompt, "--steps", "2", "--seed", "3"])
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1]
+    if preset in ("genie", "latent"):
+        assert "--response" not in words
+        for wrong, reason in ((["tea", "--label", "1"], "leave it out"), ([""], "give one with --prompt")):
+            with pytest.raises(SystemExit):
+                main([*words, *wrong])
+            assert reason in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            main(["perplexity", "out", "--data", "pairs"])
+        assert "out has an encoder" in capsys.readouterr().err
 
 
 LOOKUP = {

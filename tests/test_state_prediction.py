@@ -33,7 +33,7 @@ def test_an_interpolated_mean_passes_gradients_to_table_and_head() -> None:
 
 
 def test_a_regressed_vector_is_its_own_mean_and_is_rounded_by_the_head() -> None:
-    belief = Regressed(HIDDEN, HEAD)
+    belief = Regressed(HIDDEN, HEAD, TABLE)
     assert torch.equal(belief.state(), HIDDEN)
     assert torch.equal(belief.state(WHERE), HIDDEN[WHERE])
     other = RNG.normal("other", (L, H))
@@ -54,3 +54,16 @@ def test_a_tabled_mean_weighs_rows_by_their_probability_impossible_ones_too() ->
     log_prob = torch.tensor([[[0.25, 0.75, 0.0]]], dtype=torch.float64).log()
     table = torch.tensor([[1.0, 0.0], [0.0, 2.0], [math.pi, 9.0]], dtype=torch.float64)
     torch.testing.assert_close(TabledState(log_prob, table).state(), torch.tensor([[[0.25, 1.5]]], dtype=torch.float64))
+
+
+def test_beliefs_about_tokens_land_on_the_likeliest_one() -> None:
+    """Not on the row nearest to the mean, which may be a third token's."""
+    table = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.2]], dtype=torch.float64)
+    log_prob = torch.tensor([[[0.45, 0.5, 0.05], [0.9, 0.05, 0.05]]], dtype=torch.float64).log()
+    belief = TabledState(log_prob, table)
+    nearest = (belief.state()[..., None, :] - table).square().sum(-1).argmin(-1)
+    assert nearest.tolist() == [[2, 0]]
+    assert torch.equal(belief.landing(), table[torch.tensor([[1, 0]])])
+    assert torch.equal(Moved(belief, belief.state() + 1, 1).landing(), belief.landing())
+    interpolated = Interpolated(HIDDEN, HEAD, TABLE)
+    assert torch.equal(interpolated.landing(), TABLE[interpolated.logits().argmax(-1)])

@@ -1,8 +1,9 @@
 """textdiff: train, adapt, sample and fairly compare text diffusion language models and their autoregressive rivals.
 
 Layers, each importing only from those before it:
-spec randomness vocab batch projection prediction | schedules | processes | guidance | samplers | backbones | models oracle | data |
-evaluation | training | bench plots report recipe commands cli. Recipes import textdiff, never the reverse.
+spec randomness vocab batch projection prediction state_prediction | schedules log_snr | processes | guidance | samplers | backbones |
+models oracle | data | evaluation | training | bench plots report recipe scores decoding families seq2seq controlled commands cli. Recipes
+import textdiff, never the reverse.
 
 Words: `x0, xt` clean and noisy state; `t` in [0, 1], 0 = clean; `alpha` signal left; `target` positions to noise, generate and score;
 `where` positions asked for; `known` clean state held fixed; `nats, nll, nelbo, loss` per-token cost, total, a bound on it, what is
@@ -24,6 +25,10 @@ _PUBLIC = {
     "load": "textdiff.models.loading",
     "Discrete": "textdiff.models.discrete",
     "DiscreteDiffusionLM": "textdiff.models.discrete",
+    "EmbeddingDiffusion": "textdiff.models.embedding",
+    "EmbeddingDiffusionLM": "textdiff.models.embedding",
+    "LatentDiffusion": "textdiff.models.latent",
+    "LatentDiffusionLM": "textdiff.models.latent",
     "AutoregressiveSpec": "textdiff.models.autoregressive",
     "AutoregressiveLM": "textdiff.models.autoregressive",
     "TransformerConfig": "textdiff.backbones.transformer",
@@ -32,8 +37,10 @@ _PUBLIC = {
     "Hybrid": "textdiff.processes.hybrid",
     "Matrix": "textdiff.processes.matrix",
     "Block": "textdiff.processes.block",
+    "Gaussian": "textdiff.processes.gaussian",
     "ClassifierFree": "textdiff.guidance.classifier_free",
     "PromptMasked": "textdiff.guidance.classifier_free",
+    "Clamp": "textdiff.guidance.clamp",
     "Filters": "textdiff.guidance.filters",
     "Ancestral": "textdiff.samplers.ancestral",
     "FirstHitting": "textdiff.samplers.first_hitting",
@@ -56,6 +63,12 @@ _PUBLIC = {
     "Analytic": "textdiff.samplers.rates",
     "Euler": "textdiff.samplers.rates",
     "TauLeaping": "textdiff.samplers.rates",
+    "DDIM": "textdiff.samplers.ddim",
+    "DPMSolver": "textdiff.samplers.dpm_solver",
+    "ReverseSDE": "textdiff.samplers.sde",
+    "ProbabilityFlow": "textdiff.samplers.sde",
+    "HeunFlow": "textdiff.samplers.sde",
+    "LangevinCorrector": "textdiff.samplers.sde",
     "Blockwise": "textdiff.samplers.blockwise",
     "likelihood": "textdiff.evaluation.likelihood",
     "Batch": "textdiff.batch",

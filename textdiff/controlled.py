@@ -36,6 +36,11 @@ _CURVES = ("classifier-free", "classifier", "gradient")
 _NO_PLOT = "no plot: matplotlib is not installed (pip install textdiff[plots])"
 
 
+def are_strengths(numbers: Sequence[float]) -> bool:
+    """Whether each is a finite number of 0 or more."""
+    return all(0 <= number < float("inf") for number in numbers)
+
+
 class Trained(NamedTuple):
     """What sampling needs."""
 
@@ -85,11 +90,13 @@ class Controlled:
     """Folder of the run (default: runs/NAME)."""
 
     def __post_init__(self) -> None:
-        if not self.gammas or min(self.gammas) < 0:
+        if not self.gammas or not are_strengths(self.gammas):
             raise ValueError(f"gammas are {list(self.gammas)}, expected strengths of 0 or more")
         if min(self.samples, self.sampling_steps, self.length - 3) < 1:
             given = f"samples {self.samples}, sampling_steps {self.sampling_steps}, length {self.length}"
             raise ValueError(f"{given}: expected 1 or more samples and steps, and 4 tokens or more")
+        if self.data == pydocs.NAME and self.attribute != Controlled.attribute:
+            raise ValueError(f"attribute is {self.attribute!r} and {self.data} has none: give data with attributes, or leave it out")
 
     def rows(self, rows: Labelled) -> Examples:
         """What the diffusion model is trained on."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Example, collate
 from textdiff.guidance.filters import Filters
 from textdiff.models.base import LanguageModel
@@ -36,6 +37,18 @@ class Decode:
         generator: Any = model
         sampler: Sampler = generator.in_blocks(self.sampler)
         return sampler
+
+    def check(self, model: LanguageModel) -> None:
+        """Raise ValueError when the model cannot be drawn from so."""
+        denoiser: Any = model
+        self.of(model).check(denoiser)
+        Filters(self.temperature)(denoiser)
+
+
+def has_encoder(model: LanguageModel) -> bool:
+    """Whether prompts go to the trunk's encoder, as the batch's source, instead of standing before the response."""
+    backbone = model.spec.backbone
+    return isinstance(backbone, TransformerConfig) and backbone.encoder_layers > 0
 
 
 class Drawn(NamedTuple):

@@ -1,4 +1,7 @@
-"""The rivals of every sequence-to-sequence recipe: one model of each family around the same trunk, with the sampler that suits it."""
+"""The rivals of every sequence-to-sequence recipe: one model of each family around the same trunk, with the sampler that suits it.
+
+They are not of equal size: some split the trunk into an encoder and a decoder, or add an autoencoder; the scores say how large each is.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +24,7 @@ from textdiff.processes.uniform import Uniform
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.autoregressive import Autoregressive
 from textdiff.samplers.confidence import Greedy
+from textdiff.samplers.continuous import EqualLogSNR, EqualTimes, Spacing
 from textdiff.samplers.ddim import DDIM
 
 _STEPS = 20
@@ -61,31 +65,31 @@ def autoregressive(trunk: TransformerConfig) -> Family:
     return Family(AutoregressiveSpec(backbone=trunk), Decode(Autoregressive(), 0.0), Decode(Autoregressive()), encoder=False, fill=False)
 
 
-def _vectors(model: ModelSpec, encoder: bool) -> Family:
+def _vectors(model: ModelSpec, encoder: bool, spacing: Spacing) -> Family:
     """Drawn by DDIM, with the noise of ancestral steps for the candidates."""
-    return Family(model, Decode(DDIM(_STEPS)), Decode(DDIM(_STEPS, eta=1.0)), encoder=encoder, fill=True)
+    return Family(model, Decode(DDIM(_STEPS, spacing)), Decode(DDIM(_STEPS, spacing, eta=1.0)), encoder=encoder, fill=True)
 
 
 def diffuseq(trunk: TransformerConfig) -> Family:
     """DiffuSeq: regressed vectors of the response in one row with the clean prompt."""
-    return _vectors(embedding_presets.diffuseq(trunk), encoder=False)
+    return _vectors(embedding_presets.diffuseq(trunk), encoder=False, spacing=EqualTimes())
 
 
 def genie(trunk: TransformerConfig) -> Family:
     """GENIE: the same under an encoder, which takes half of the trunk's layers."""
-    return _vectors(embedding_presets.genie(_with_encoder(trunk)), encoder=True)
+    return _vectors(embedding_presets.genie(_with_encoder(trunk)), encoder=True, spacing=EqualTimes())
 
 
 def modern(trunk: TransformerConfig) -> Family:
     """The modern embedding model, the clean prompt in the same row."""
-    return _vectors(embedding_presets.modern(trunk, noise=2.5), encoder=False)
+    return _vectors(embedding_presets.modern(trunk, noise=2.5, scale=0.3), encoder=False, spacing=EqualLogSNR())
 
 
 def latent(trunk: TransformerConfig, response_length: int) -> Family:
     """Latent diffusion, a vector for each token that a response may have; an autoencoder of two layers and an encoder of the prompt."""
     autoencoder = AutoencoderConfig(response_length, response_length, 16, width=trunk.width, layers=1, heads=trunk.heads)
     model = LatentDiffusion(autoencoder, Gaussian(LinearLogSNR(-1.0, 6.0)), _with_encoder(trunk), target=State(), stage=0.1)
-    return _vectors(model, encoder=True)
+    return _vectors(model, encoder=True, spacing=EqualTimes())
 
 
 def _with_encoder(trunk: TransformerConfig) -> TransformerConfig:

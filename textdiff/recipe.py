@@ -36,7 +36,7 @@ class Evaluation:
     """How the held-out text is scored and shown."""
 
     draws: int = 16
-    """Network calls per sequence for the final bound."""
+    """Draws for each sequence's final bound; a draw is one network call, of vectors two or more."""
     draws_while_training: int = 2
     """The same for the evaluations during training."""
     rows_while_training: int = 128

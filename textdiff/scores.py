@@ -72,6 +72,7 @@ class Outcome(NamedTuple):
     """All that a run has found."""
 
     data: str
+    parameters: int  # that are trained
     steps: int
     seconds: float  # of training
     test: list[Case]
@@ -87,9 +88,8 @@ class Scores:
 
     def header(self, model: LanguageModel, data: str, prompts: int) -> None:
         """What is trained on what."""
-        parameters = sum(p.numel() for p in model.parameters())
         print_labelled(self.console, "data", *data.split("; "), f"{prompts:,} test prompts are answered")
-        print_labelled(self.console, "model", f"{type(model).__name__}, {parameters:,} parameters, {model.vocab.tokens:,} token ids")
+        print_labelled(self.console, "model", f"{type(model).__name__}, {parameters(model):,} parameters, {model.vocab.tokens:,} token ids")
         print_labelled(self.console, "run", str(self.out))
 
     @contextmanager
@@ -107,6 +107,7 @@ class Scores:
             "data": outcome.data,
             "test": fingerprint(outcome.test),
             "prompts": len(outcome.test),
+            "parameters": outcome.parameters,
             "steps": outcome.steps,
             "training_seconds": outcome.seconds,
             "baselines": [copied.as_dict(outcome.test, measure)],
@@ -127,18 +128,19 @@ class Scores:
         others = rivals(self.out, numbers)
         shown = names([self.out, *others])
         columns = list(numbers["rows"][0]["columns"])
-        rows = [(found["decoding"], "", found) for found in numbers["baselines"]]
+        rows = [(found["decoding"], "", "", found) for found in numbers["baselines"]]
         for folder, found in {self.out: numbers, **others}.items():
-            rows += [(shown[folder], row["decoding"], row) for row in found["rows"]]
+            size = f"{found['parameters'] / 1e6:.2f}M" if "parameters" in found else ""
+            rows += [(shown[folder], size, row["decoding"], row) for row in found["rows"]]
         table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
-        for header in ("test", "decoding"):
+        for header in ("test", "params", "decoding"):
             table.add_column(header, no_wrap=True)
         for header in (*columns, "NFE", "s/100"):
             table.add_column(header, justify="right", no_wrap=True)
-        for name, decoding, row in sorted(rows, key=lambda found: -found[2]["columns"][columns[0]][0]):
+        for name, size, decoding, row in sorted(rows, key=lambda found: -found[-1]["columns"][columns[0]][0]):
             costs = ("" if row[key] is None else f"{row[key]:.{digits}f}" for key, digits in (("nfe", 0), ("seconds_per_100", 1)))
             scores = [Score(*(math.nan if number is None else number for number in score)) for score in row["columns"].values()]
-            cells = (name, decoding, *map(str, scores), *costs)
+            cells = (name, size, decoding, *map(str, scores), *costs)
             table.add_row(*cells, style="bold" if name == shown[self.out] else "")
         self.console.print()
         for column in table.columns:  # a number that is cut short says something else
@@ -146,12 +148,16 @@ class Scores:
         self.console.print(table, crop=False, soft_wrap=True)
         self.console.print()
 
-    def closing(self, seconds: float, promptable: bool) -> None:
-        """Where everything is, and what to do with it where the prompt stands before the response."""
+    def closing(self, seconds: float, asking: str) -> None:
+        """Where everything is, and how to ask the model; `asking` are options of `textdiff generate`."""
         self.console.print()
         print_labelled(self.console, "wrote", f"{self.out}/ in {seconds:.0f} s", "model/ samples.txt results.json log.jsonl recipe.yaml")
-        if promptable:
-            print_labelled(self.console, "next", f"textdiff generate {self.out} --response --temperature 0 --prompt TEXT")
+        print_labelled(self.console, "next", f"textdiff generate {self.out} {asking}")
+
+
+def parameters(model: LanguageModel) -> int:
+    """How many numbers are trained; what only averages or freezes them is not counted again."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def fingerprint(test: Sequence[Case]) -> str:

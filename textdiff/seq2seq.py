@@ -5,9 +5,9 @@ The same for every family: a model is a `LanguageModel` that is also a `Denoiser
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from accelerate import Accelerator
@@ -19,13 +19,14 @@ from textdiff.data.corpora import Corpus, resolve
 from textdiff.data.readers import Pair
 from textdiff.data.splits import Splits
 from textdiff.data.tokenizer import Encoder, train_tokenizer
-from textdiff.decoding import Drawn, draw
+from textdiff.decoding import Drawn, draw, has_encoder
 from textdiff.evaluation import minimum_bayes_risk
 from textdiff.evaluation.likelihood import EvaluationStopped, likelihood
 from textdiff.families import Family
 from textdiff.models.base import LanguageModel
+from textdiff.models.latent import LatentDiffusion
 from textdiff.recipe import begin, given_tokenizer, on_main_first, run_folder, saver
-from textdiff.scores import Case, Measure, Outcome, Row, Scores, measured
+from textdiff.scores import Case, Measure, Outcome, Row, Scores, measured, parameters
 from textdiff.training.loop import Evaluate, train
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
@@ -45,7 +46,7 @@ class Scoring:
     rows_while_training: int = 64
     """Validation pairs scored, and answered, at each evaluation."""
     draws_while_training: int = 2
-    """Network calls for each pair's bound there."""
+    """Draws for each pair's bound there; some models make several network calls for each."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -88,10 +89,19 @@ class Seq2Seq(Family):
         """Tokens of the longest row that the trunk reads: with BOS, and with the prompt and its separator where they are part of it."""
         return self.response_length + (1 if self.encoder else self.source_length + 2)
 
+    def sized(self) -> Self:
+        """The same run, its latent model with room for `response_length` tokens; as many latents where they were as many before."""
+        if not isinstance(self.model, LatentDiffusion):
+            return self
+        given, length = self.model.autoencoder, self.response_length
+        autoencoder = replace(given, length=length, latents=length if given.latents == given.length else given.latents)
+        return replace(self, model=replace(self.model, autoencoder=autoencoder))
+
     def rows(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, fill: bool) -> Pairs:
-        """The rows of pairs that fit; prompts that do not lose their end."""
+        """The rows of pairs that fit; prompts that do not lose their end, at the same token in every family."""
         longest = max(self.row_length, self.source_length) if self.encoder else self.row_length
-        return Pairs(pairs, tokenizer, longest, self.encoder, truncate=True, fill=self.response_length if fill else None)
+        filled = self.response_length if fill else None
+        return Pairs(pairs, tokenizer, longest, self.encoder, truncate=True, fill=filled, prompt_length=self.source_length)
 
 
 class Prepared(NamedTuple):
@@ -113,7 +123,7 @@ def run(recipe: Seq2Seq, name: str, measure: Measure) -> Path:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with session(recipe.train.bf16) as accelerator:
-        return _run(recipe, name, measure, accelerator)
+        return _run(recipe.sized(), name, measure, accelerator)
 
 
 def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator) -> Path:
@@ -127,32 +137,52 @@ def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator)
         tokenizer = on_main(accelerator, lambda: train_tokenizer(both, recipe.vocab_size))
     torch.manual_seed(recipe.train.seed)
     model = recipe.model.build(Vocab.of(tokenizer))
-    if recipe.row_length > model.max_length:
-        raise ValueError(f"rows have {recipe.row_length} tokens and the model reads {model.max_length}: shorten source or response_length")
+    _prepare_to_answer(recipe, model)
     prepared = prepare(recipe, corpus, pairs, tokenizer)
     model.tokenizer = tokenizer
-    _prepare_to_answer(recipe, model)
     scores = Scores(out, accelerator.is_main_process)
     scores.header(model, prepared.description, len(prepared.test))
     on_main(accelerator, lambda: begin(out, recipe, tokenizer))
     pad_id, evaluate = model.vocab.pad_id or 0, _while_training(recipe, prepared, measure)
+    training = time.perf_counter()
     steps = train(accelerator, recipe.train, model, prepared.train, pad_id, out, evaluate, saver(model, recipe, out))
-    trained = time.perf_counter() - began
+    trained = time.perf_counter() - training
     model.to(accelerator.device)  # type: ignore[arg-type]
     if accelerator.is_main_process:
         rows = _answers(recipe, model, prepared.test, scores)
-        outcome = Outcome(prepared.description, steps, trained, prepared.test, rows)
+        outcome = Outcome(prepared.description, parameters(model), steps, trained, prepared.test, rows)
         scores.table(outcome, measure)
-        scores.closing(time.perf_counter() - began, promptable=not recipe.encoder)
+        scores.closing(time.perf_counter() - began, _asking(recipe))
     return out
 
 
 def _prepare_to_answer(recipe: Seq2Seq, model: LanguageModel) -> None:
-    """Raise ValueError before training for samplers that could not answer after it; let the model write as much as it is trained to."""
-    denoiser: Any = model
+    """Raise ValueError before training for rows and samplers that do not suit the model; let it write as much as it is trained to."""
+    _check_rows(recipe, model)
     for decode in (recipe.single, recipe.varied):
-        decode.of(model).check(denoiser)
+        decode.check(model)
+    denoiser: Any = model
     denoiser.generation_config = denoiser.generation_config.updated(max_new_tokens=recipe.response_length)
+
+
+def _check_rows(recipe: Seq2Seq, model: LanguageModel) -> None:
+    """Raise ValueError for rows that the model cannot read, or is not made for."""
+    if recipe.fill and not model.nll_is_bound:
+        raise ValueError("fill is on and the model writes token by token until EOS: turn it off")
+    if model.nll_is_bound and not recipe.fill:
+        raise ValueError("fill is off and the model writes all positions at once, told no length: turn it on")
+    if recipe.encoder != has_encoder(model):
+        has = "has an encoder" if has_encoder(model) else "has none"
+        raise ValueError(f"encoder is {'on' if recipe.encoder else 'off'} and the model's trunk {has}: make them agree")
+    if recipe.row_length > model.max_length:
+        raise ValueError(f"rows have {recipe.row_length} tokens and the model reads {model.max_length}: shorten source or response_length")
+    if recipe.encoder and recipe.source_length > model.backbone.max_length:
+        raise ValueError(f"source_length is {recipe.source_length} and the encoder reads {model.backbone.max_length} tokens: shorten it")
+
+
+def _asking(recipe: Seq2Seq) -> str:
+    """The options of `textdiff generate` that ask the model for one response as it was trained to give it."""
+    return ("" if recipe.encoder else "--response ") + ("--temperature 0 " if recipe.single.temperature == 0 else "") + "--prompt TEXT"
 
 
 def prepare(recipe: Seq2Seq, corpus: Corpus, pairs: Splits[Pair], tokenizer: PreTrainedTokenizerBase) -> Prepared:
@@ -210,7 +240,8 @@ def _while_training(recipe: Seq2Seq, prepared: Prepared, measure: Measure) -> Ev
             return {}
         found = draw(model, blanks(recipe, prepared.answered, model), recipe.single, batch_size=scoring.batch_size)
         _, columns = measured(prepared.answered, found.texts, measure, resamples=2)  # their errors are not logged
-        numbers = {"nats_per_token": bound.nats_per_token, "standard_error": bound.standard_error}
+        # of a filled row every target counts, EOS to the end: per token of a response would say something else
+        numbers = {"nats_per_target": bound.nats_per_token, "standard_error": bound.standard_error}
         return numbers | {name: score.value for name, score in columns.items()}
 
     return evaluate

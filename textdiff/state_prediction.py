@@ -14,9 +14,21 @@ class StatePrediction(Prediction):
         """The mean of x0: (N, D) at the True positions of `where` (B, L), or (B, L, D)."""
         raise NotImplementedError
 
+    def landing(self) -> Tensor:
+        """The clean state (B, L, D) to end on: where vectors stand for tokens that of the likeliest token, because the mean of two tokens
+        may lie nearest to a third; else the mean."""
+        return self.state()
+
 
 class Regressed(HeadPrediction, StatePrediction):
-    """A regressed x0 (B, L, D); tokens are read from it by a rounding head."""
+    """A regressed x0 (B, L, D); tokens, whose vectors are the rows of `table` (V, D), are read from it by a rounding head."""
+
+    def __init__(self, x0: Tensor, head: Head, table: Tensor) -> None:
+        super().__init__(x0, head)
+        self.table = table
+
+    def landing(self) -> Tensor:
+        return _likeliest(self, self.table)
 
     def state(self, where: Tensor | None = None) -> Tensor:
         return self.hidden if where is None else self.hidden[where]
@@ -41,13 +53,17 @@ class Interpolated(HeadPrediction, StatePrediction):
             self._mean = self._weighed(self.hidden.flatten(0, 1)).unflatten(0, self.shape)
         return self._mean if where is None else self._mean[where]
 
+    def landing(self) -> Tensor:
+        return _likeliest(self, self.table)
+
     def _weighed(self, hidden: Tensor) -> Tensor:
         parts = hidden.split(chunk_rows(len(self.head.weight), hidden.device))
         return torch.cat([self.head(part).softmax(-1).to(self.table.dtype) @ self.table for part in parts])
 
 
 class Moved(StatePrediction):
-    """A belief whose vectors were moved to `x0` (B, L, D), by guidance for example; what it says of tokens stays."""
+    """A belief whose vectors were moved to `x0` (B, L, D), by guidance for example; what it says of tokens stays, and with it where to land:
+    at the end there is next to no noise left for anything to be moved through."""
 
     def __init__(self, inner: StatePrediction, x0: Tensor, calls: int) -> None:
         self.inner, self.x0 = inner, x0
@@ -55,6 +71,9 @@ class Moved(StatePrediction):
 
     def state(self, where: Tensor | None = None) -> Tensor:
         return self.x0 if where is None else self.x0[where]
+
+    def landing(self) -> Tensor:
+        return self.inner.landing()
 
     def logits(self, where: Tensor | None = None) -> Tensor:
         return self.inner.logits(where)
@@ -70,5 +89,13 @@ class TabledState(StatePrediction):
     def state(self, where: Tensor | None = None) -> Tensor:
         return self.logits(where).softmax(-1) @ self.table
 
+    def landing(self) -> Tensor:
+        return _likeliest(self, self.table)
+
     def logits(self, where: Tensor | None = None) -> Tensor:
         return self.log_probs if where is None else self.log_probs[where]
+
+
+def _likeliest(pred: Prediction, table: Tensor) -> Tensor:
+    everywhere = torch.ones(pred.shape, dtype=torch.bool, device=pred.device)
+    return table[pred.statistics(everywhere).argmax].unflatten(0, pred.shape)

@@ -243,6 +243,23 @@ def test_positions_are_relative() -> None:
     assert (reversed_rows - hidden(backbone, Batch.of(tokens))).abs().max() > 0.01  # but they do depend on the order
 
 
+def test_places_count_targets_and_others_apart_in_each_document() -> None:
+    """A packed document comes out as it does alone, and blank targets after prompts of any length stand at the same places."""
+    backbone = built(replace(TINY, place_embedding=True))
+    target = torch.tensor([[False, True, True, False, True, False, True, True]])
+    document = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 2]])
+    context = backbone.context(Batch.of(rows(1, 8), target=target, document=document))
+    far = backbone.max_length
+    assert context.place is not None
+    assert context.place.tolist() == [[far, 0, 1, far + 1, 0, far, 1, 2]]
+
+
+def test_a_source_that_does_not_fit_is_refused() -> None:
+    backbone = built(replace(TINY, encoder_layers=1, place_embedding=True))
+    with pytest.raises(ValueError, match="a source of 25 tokens exceeds the model's max_length of 24"):
+        backbone.context(Batch.of(rows(1, 4), source=rows(1, 25)))
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="25 tokens exceed the model's max_length of 24"):
         built().context(Batch.of(rows(1, 25)))

@@ -52,7 +52,7 @@ def test_kinds_take_turns_and_rare_ones_begin_anew() -> None:
     assert len(rows) == 6
     assert [list(row.source) for row in rows] == [[0], [1]] * 3
     assert [rows[i].tokens for i in (1, 3, 5)] == [rows[1].tokens] * 3
-    assert [tokenizer.decode(rows[i].tokens[1:-1]) for i in (0, 2, 4)] == parts[0]
+    assert [tokenizer.decode(list(rows[i].tokens[1:-1])) for i in (0, 2, 4)] == parts[0]
     row = rows[0]
     assert list(row.tokens) == [tokenizer.bos_token_id, *encode(tokenizer, "red red"), tokenizer.eos_token_id]
     assert list(row.target) == [False] + [True] * (len(row.tokens) - 1)
@@ -81,9 +81,18 @@ def test_what_has_no_two_kinds_is_refused_in_one_line(tmp_path: Path) -> None:
         Labelled([["a"], []], False, tokenizer, 8)
 
 
+@pytest.mark.parametrize("kinds", [1, 2, 6, 7, 14])
+def test_every_kind_is_hidden_equally_often(kinds: int) -> None:
+    words = [f"w{kind}" for kind in range(kinds)]
+    tokenizer = train_tokenizer(words, 270)
+    told = PartlyTold(Labelled([[word] * 14 for word in words], False, tokenizer, length=8), every=7)
+    hidden = Counter(index % kinds for index in range(len(told)) if not told[index].source)
+    assert hidden == dict.fromkeys(range(kinds), 2)
+
+
 def test_every_third_row_hides_its_kind() -> None:
     tokenizer = train_tokenizer(["a b c d"], 270)
     rows = Labelled([["a", "b", "c"], ["d", "c", "b"]], False, tokenizer, length=8)
     told = PartlyTold(rows, every=3)
-    assert [list(row.source) for row in told] == [[0], [1], [], [1], [0], []]
+    assert [list(row.source) for row in told] == [[0], [1], [0], [], [], [1]]
     assert [row.tokens for row in told] == [row.tokens for row in rows]

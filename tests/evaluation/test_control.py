@@ -39,6 +39,12 @@ def test_pairs_are_counted_once_over_all_texts() -> None:
     assert distinct([row(0, 1, 2, 1, 2), row(0, 1, 2)]) == 2 / 4  # 12, 21, 12 and 12; the first token is given
 
 
+def test_pairs_with_a_given_token_are_not_counted() -> None:
+    gap = row(0, 1, 2, 1, 2, 1)._replace(target=[False, True, False, True, True, True])
+    assert distinct([gap]) == 1.0  # 12 and 21 stand in the target, what is around them not
+    assert distinct([gap._replace(target=[False] * 6)]) == 0.0
+
+
 def test_a_given_end_and_the_words_around_a_gap_come_out_as_they_went_in() -> None:
     model, shapes = embedded(), [row(0, 1, 2, 3, 4, 5, 1, 2), row(0, 5, 4, 3, 2)]
 

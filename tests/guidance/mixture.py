@@ -47,6 +47,10 @@ class Known(TabledState):
     def state(self, where: Tensor | None = None) -> Tensor:
         return self.x0 if where is None else self.x0[where]
 
+    def landing(self) -> Tensor:
+        """The mean: the mixture's vectors are not those of the tokens."""
+        return self.x0
+
 
 @dataclass
 class Mixture:

@@ -14,10 +14,12 @@ from textdiff.guidance.classifier_free import ClassifierFree
 from textdiff.guidance.control import Attribute, Control, ControlledSteps, Gradient, Jointly, Pattern, PlugAndPlay
 from textdiff.models.classifier import ClassifierSpec, NoisyClassifier
 from textdiff.models.embedding import EmbeddingDiffusionLM
+from textdiff.processes.gaussian import Gaussian
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.base import Sampler
 from textdiff.samplers.ddim import DDIM
+from textdiff.schedules import CosineSquared
 
 ATTRIBUTE = Attribute(KnowsMixture())
 
@@ -192,6 +194,44 @@ def test_calls_are_the_models_and_a_clamp_goes_inside() -> None:
     *_, last = Ancestral(steps=6).trajectory(PlugAndPlay(ATTRIBUTE)(Clamp()(model)), batch, Rng(0, 0, batch.sample_id))
     assert last.nfe.tolist() == [6, 6, 6]
     assert model.calls == 6
+
+
+def test_without_signal_there_is_no_guidance() -> None:
+    """a = 6e-17 at t = 1 of a cosine without offset: s^2 / a times any slope would leave the vectors' scale for good."""
+    process = Gaussian(CosineSquared(eps=0.0), 1e-3)
+    control = Towards(torch.ones(3, 2, dtype=torch.float64))
+    batch, xt, t = asked(3, 0), states(3), torch.tensor([1.0, 0.995, 0.99], dtype=torch.float64)
+    free, found = (Gradient(control, gamma)(Mixture(process)).predictor(batch)(xt, t).state() for gamma in (0.0, 1.0))  # type: ignore[attr-defined]
+    a, s = process.levels(t)
+    torch.testing.assert_close(found - free, torch.tensor([0.0, 0.0, 1.0])[:, None, None] * (s**2 / a).expand(3, 3, 2))
+    for sampler in (Ancestral(steps=64), DDIM(steps=64)):
+        for canvas in sampler.trajectory(Gradient(control)(Mixture(process)), batch, Rng(0, 0, batch.sample_id)):
+            assert float(canvas.x.square().mean().sqrt()) < 100
+
+
+def test_a_classifier_that_does_not_fit_the_question_is_refused_in_one_line() -> None:
+    x, noise, batch = states(2), torch.full((2,), 0.5, dtype=torch.float64), asked(2, 0, 5)
+    with pytest.raises(ValueError, match=r"^the source asks for classes 0 .. 5 and the classifier knows 0 .. 1: ask for one of those$"):
+        ATTRIBUTE.log_prob(x, noise, batch)
+    hidden = batch._replace(source_attend=torch.tensor([[True], [False]]))
+    assert float(ATTRIBUTE.log_prob(x, noise, hidden)[1]) == 0.0
+    each = batch._replace(source=torch.tensor([[0, 1, -1], [0, 1, 1]]), source_attend=batch.target)
+    with pytest.raises(ValueError, match=r"^the source asks for classes -1 .. 1 and the classifier knows 0 .. 1: ask for one of those$"):
+        Pattern(KnowsTokens()).log_prob(x, noise, each)
+    with pytest.raises(
+        ValueError, match=r"^Attribute needs a classifier of whole texts and this one gives \(2, 3, 2\), of tokens: use Pattern$"
+    ):
+        Attribute(KnowsTokens()).log_prob(x, noise, asked(2, 0))
+    with pytest.raises(ValueError, match=r"^Pattern needs a classifier of tokens and this one gives \(2, 2\), of texts: use Attribute$"):
+        Pattern(KnowsMixture()).log_prob(x, noise, each)
+
+
+def test_a_model_that_must_read_a_text_cannot_be_controlled() -> None:
+    model, batch = embedded(backbone=trunk(encoder_layers=1)), labelled()
+    with pytest.raises(
+        ValueError, match=r"^control takes the source for what is wanted and tells the model nothing of it: the model has an enc"
+    ):
+        sampled(Gradient(Attribute(classifier(model)))(model), batch, Ancestral(steps=2))
 
 
 def test_what_cannot_be_controlled_is_refused_in_one_line() -> None:

@@ -1,6 +1,7 @@
 import itertools
 import math
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,6 @@ def test_guided_denoiser_samples_from_the_filtered_conditionals() -> None:
         ({"top_p": 1.5}, r"^top_p is 1.5, expected a number in \(0, 1\]$"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, float], message: str) -> None:
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Filters(**options)

@@ -200,6 +200,10 @@ def test_vectors_of_a_model_are_taken_and_ids_read_as_their_vectors() -> None:
         torch.testing.assert_close(judge.log_prob(model.canvas(single)[0], noise[row : row + 1], single.attend)[0], found[row])
     with pytest.raises(ValueError, match=r"^the model's vectors are \(11, 8\) and the classifier reads \(11, 4\)$"):
         judge.take_vectors(EmbeddingDiffusion(GAUSSIAN, trunk(), width=8).build(VOCAB))
+    with pytest.raises(ValueError, match=r"^the classifier reads 4 numbers a token and was given 8: train one for this model$"):
+        judge.log_prob(torch.cat([vectors, vectors], -1), noise, batch.attend)
+    with pytest.raises(ValueError, match=r"^the classifier reads 11 numbers a token and was given 4: train one for this model$"):
+        lively(None).log_prob(vectors, noise, batch.attend)
     with pytest.raises(ValueError, match=r"^this classifier reads ids, and vectors are for one whose noise is Gaussian$"):
         lively(None).take_vectors(model)
 
@@ -213,6 +217,9 @@ def test_the_vectors_do_not_learn_all_else_does_and_a_saved_classifier_is_the_sa
     model.save_pretrained(tmp_path)
     again = NoisyClassifier.from_pretrained(tmp_path).eval()
     assert again.spec == model.spec
+    assert [name for name, parameter in again.named_parameters() if not parameter.requires_grad] == ["backbone.embedding.table"]
+    assert not again.train().backbone.embedding.table.requires_grad  # type: ignore[union-attr]
+    again.eval()
     noise = torch.full((4,), 0.4, dtype=torch.float64)
     assert torch.equal(again.log_prob(batch.tokens, noise, batch.attend), model.log_prob(batch.tokens, noise, batch.attend))
     assert torch.equal(again.judge(batch), model.judge(batch))

@@ -12,9 +12,9 @@ from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.log_snr import Gumbel, LinearLogSNR
 from textdiff.models import embedding_presets as presets
-from textdiff.models.embedding import EmbeddingCollapseWarning, EmbeddingDiffusion, EmbeddingDiffusionLM
+from textdiff.models.embedding import EmbeddingDiffusion, EmbeddingDiffusionLM
 from textdiff.models.embedding_objective import DiffusionLM, EmbeddingObjective, TokenCrossEntropy
-from textdiff.models.embedding_table import Free, Sphere
+from textdiff.models.embedding_table import EmbeddingCollapseWarning, Free, Sphere
 from textdiff.models.reading import Regression, Softmax
 from textdiff.processes.gaussian import Gaussian
 from textdiff.randomness import Rng

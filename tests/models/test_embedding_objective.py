@@ -22,7 +22,7 @@ def case() -> tuple[Regressed, Encoded, Noised]:
     state = rows + 0.121 * torch.randn(rows.shape, dtype=torch.float64, generator=generator)
     guess = torch.randn(rows.shape, dtype=torch.float64, generator=generator)
     noised = Noised(state, TIMES, torch.ones(2, dtype=torch.float64))
-    return Regressed(guess, Head(TABLE)), Encoded(Clean(TOKENS, state), rows), noised
+    return Regressed(guess, Head(TABLE), TABLE), Encoded(Clean(TOKENS, state), rows), noised
 
 
 def nats(x: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ def test_sphere_rows_have_unit_variance_per_number() -> None:
 
 def test_frozen_directions_take_no_gradient() -> None:
     def reader(table: Free | Sphere) -> Reader:
-        built = Reader(table, 5, 4, 8, 0)
+        built = Reader(table, 5, 4, 8, 0, 1.0)
         built.reset()
         return built
 
@@ -46,7 +46,7 @@ def test_frozen_directions_take_no_gradient() -> None:
 
 
 def test_known_positions_are_marked_and_beliefs_are_read() -> None:
-    reader = Reader(Sphere(), 5, 4, 8, 1)
+    reader = Reader(Sphere(), 5, 4, 8, 1, 1.0)
     reader.reset()
     x, gamma = torch.randn(2, 3, 4), torch.zeros(2, dtype=torch.float64)
     target = torch.tensor([[True, True, False], [True, False, True]])
@@ -59,7 +59,7 @@ def test_known_positions_are_marked_and_beliefs_are_read() -> None:
 
 
 def test_noise_levels_may_differ_from_token_to_token() -> None:
-    reader = Reader(Sphere(), 5, 4, 8, 0)
+    reader = Reader(Sphere(), 5, 4, 8, 0, 1.0)
     reader.reset()
     x, target, gamma = torch.randn(2, 3, 4), torch.ones(2, 3, dtype=torch.bool), torch.tensor([1.0, -2.0], dtype=torch.float64)
     torch.testing.assert_close(reader.noisy(x, gamma, target, []), reader.noisy(x, gamma[:, None].expand(2, 3), target, []))

@@ -37,7 +37,7 @@ def test_softmax_logits_hold_the_evidence_of_the_noisy_vector(tied: bool) -> Non
     weight = TABLE @ output.weight if tied else output.weight
     logits = hidden @ weight.T + output.bias + evidence
     logits[..., 6] = -torch.inf
-    pred = output(hidden, xt, T, PROCESS, TABLE, BANNED, 1.0)
+    pred = output(hidden, xt, T, PROCESS, TABLE, BANNED)
     torch.testing.assert_close(pred.logits().log_softmax(-1), logits.log_softmax(-1))
     torch.testing.assert_close(pred.state(), logits.softmax(-1) @ TABLE)
     where = torch.tensor([[True, False, True, False], [False, False, True, True]])
@@ -48,16 +48,7 @@ def test_the_evidence_alone_is_the_belief_of_a_silent_trunk() -> None:
     hidden, xt, _ = noisy()
     output = enlivened(Softmax().build(7, 3, 5))
     alone = output.alone(xt, T, PROCESS, TABLE, BANNED)
-    torch.testing.assert_close(alone, output(torch.zeros_like(hidden), xt, T, PROCESS, TABLE, BANNED, 1.0).state())
-
-
-@pytest.mark.parametrize(("progress", "strength"), [(0.0, 0.0), (0.25, 0.5), (0.5, 1.0), (0.9, 1.0)])
-def test_the_evidence_comes_in_over_the_warm_up(progress: float, strength: float) -> None:
-    hidden, xt, _ = noisy()
-    output = enlivened(Softmax(warmup=0.5).build(7, 3, 5))
-    full = output(hidden, xt, T, PROCESS, TABLE, None, 1.0).logits()
-    none = output(hidden, xt, T, PROCESS, TABLE, None, 0.0).logits()
-    torch.testing.assert_close(output(hidden, xt, T, PROCESS, TABLE, None, progress).logits(), none + strength * (full - none))
+    torch.testing.assert_close(alone, output(torch.zeros_like(hidden), xt, T, PROCESS, TABLE, BANNED).state())
 
 
 @pytest.mark.parametrize("target", [State(), Noise(), Velocity()])
@@ -70,7 +61,7 @@ def test_every_regression_target_means_the_same_state(target: Target) -> None:
 @pytest.mark.parametrize(("rounding", "expected"), [(Tied(), TABLE @ TABLE[2]), (Distance(), -(TABLE - TABLE[2]).square().sum(-1))])
 def test_rounding_is_what_it_says(rounding: Rounding, expected: Tensor) -> None:
     output = enlivened(Regression(rounding=rounding).build(7, 3, 5))
-    pred = output(*noisy()[:2], T, PROCESS, TABLE, BANNED, 1.0)
+    pred = output(*noisy()[:2], T, PROCESS, TABLE, BANNED)
     logits = pred.rounded(TABLE[2].expand(1, 1, 3)).logits()[0, 0]
     expected = (expected + output.bias).index_fill(0, BANNED, -torch.inf)
     torch.testing.assert_close(logits.log_softmax(-1), expected.log_softmax(-1))

@@ -102,7 +102,7 @@ def test_one_step_is_the_first_belief(sampler: Sampler) -> None:
     batch = blank(5, 8)
     watching = Watching()
     *_, last = type(sampler)(steps=1).trajectory(watching, batch, Rng(0, 0, batch.sample_id))
-    assert torch.equal(last.x, watching.answers[0].state())
+    assert torch.equal(last.x, watching.answers[0].landing())
 
 
 @pytest.mark.parametrize(

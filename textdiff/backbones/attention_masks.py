@@ -96,3 +96,10 @@ def stock(attend: Tensor, document: Tensor, is_causal: bool, window: int | None 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as what is added to attention scores: 0 where allowed, the most negative number of `dtype` elsewhere."""
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
+def places(kind: Tensor, document: Tensor) -> Tensor:
+    """How many True positions of `kind` (B, L) stand before each position in its document, (B, L)."""
+    before = kind.long().cumsum(1) - kind.long()
+    first = positions(document) == 0
+    return before - before.where(first, 0).cummax(1).values

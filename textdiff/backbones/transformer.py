@@ -13,11 +13,10 @@ from transformers import initialization as init
 
 from textdiff.backbones import attention_masks
 from textdiff.backbones.base import Backbone, BackboneConfig, Cache, banned_ids
+from textdiff.backbones.time_features import TIME_FEATURES, time_features
 from textdiff.batch import Batch
 from textdiff.projection import Head
 from textdiff.vocab import Vocab
-
-_TIME_FEATURES = 256
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ class Transformer(Backbone):
         self.previous = nn.Linear(config.width, config.width, bias=False) if config.self_conditioning else None
         timed = config.time_conditioning
         self.time_mlp = (
-            nn.Sequential(nn.Linear(_TIME_FEATURES, config.width), nn.SiLU(), nn.Linear(config.width, config.width), nn.SiLU())
+            nn.Sequential(nn.Linear(TIME_FEATURES, config.width), nn.SiLU(), nn.Linear(config.width, config.width), nn.SiLU())
             if timed
             else None
         )
@@ -221,13 +220,14 @@ class Transformer(Backbone):
         mask = attention_masks.combined(batch.attend, batch.document, self.causal)
         rotation = self._rotation(attention_masks.positions(batch.document))
         memory, memory_mask = self._encode(batch) if len(self.encoder) else (None, None)
-        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch), self._place(batch.target))
+        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch), self._place(batch.target, batch.document))
 
-    def _place(self, target: Tensor) -> Tensor | None:
-        """How many targets stand before each target, and `max_length` more than how many others before each of those, (B, L)."""
+    def _place(self, target: Tensor, document: Tensor) -> Tensor | None:
+        """How many targets of its document stand before each target, and `max_length` more than how many others before each of those."""
         if self.place is None:
             return None
-        return torch.where(target, target.long().cumsum(1) - 1, (~target).long().cumsum(1) - 1 + self.max_length)
+        targets, others = (attention_masks.places(kind, document) for kind in (target, ~target))
+        return torch.where(target, targets, others + self.max_length)
 
     def _labels(self, batch: Batch) -> Tensor | None:
         """(B,) the class of each row, `labels` where it is unknown."""
@@ -244,12 +244,14 @@ class Transformer(Backbone):
         source, attend = batch.source, batch.source_attend
         if source.shape[1] == 0:
             raise ValueError("the model has an encoder but the batch has no source: give `source` tokens or build without encoder_layers")
+        if source.shape[1] > self.max_length:
+            raise ValueError(f"a source of {source.shape[1]} tokens exceeds the model's max_length of {self.max_length}: shorten the input")
         none = torch.zeros_like(source)
         rotation = self._rotation(attention_masks.positions(none))
         context = TransformerContext(attention_masks.combined(attend, none, False), rotation, None, None)
         x = self.embedding(source)
         if self.place is not None:
-            x = x + self.place(self._place(none.bool()))
+            x = x + self.place(self._place(none.bool(), none))
         for layer, block in enumerate(self.encoder):
             x = block(x, context, False, None, None, layer)
         assert self.encoder_norm is not None
@@ -291,11 +293,3 @@ class Transformer(Backbone):
         owner = self.embedding if self.output is None else self.output
         weight: Tensor = owner.weight  # type: ignore[assignment]
         return Head(weight, None, banned_ids(banned, weight))
-
-
-def time_features(noise: Tensor, scale: float) -> Tensor:
-    """cos | sin features (B, 1, 256), or (B, L, 256), of noise levels (B,) or (B, L) in [0, 1], at angles of up to `scale` radians."""
-    half = _TIME_FEATURES // 2
-    frequency = torch.exp(-math.log(10_000) * torch.arange(half, device=noise.device, dtype=torch.float32) / half)
-    angle = scale * (noise if noise.dim() == 2 else noise[:, None]).float()[..., None] * frequency
-    return torch.cat([angle.cos(), angle.sin()], dim=-1)

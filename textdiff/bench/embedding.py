@@ -51,7 +51,7 @@ def published(model: EmbeddingDiffusionLM, batch: Batch, step: int) -> Losses:
     noised = process.measure(process, start, batch.target, batch.stratum, rng)
     pred = model.predictor(batch)(noised.xt, noised.t)
     assert isinstance(pred, Regressed)
-    first = (per_token(noised.t) <= 1 / objective.steps)[..., None]
+    first = (per_token(noised.t) < process.t_min + 1 / objective.steps)[..., None]
     error = (torch.where(first, rows, start) - pred.state()).square().mean(-1)
     end = process.alpha(torch.ones((), dtype=torch.float64, device=start.device)).to(start.dtype) * start.square().mean(-1)
     nll, logged = (_cross_entropy(model, x, batch) for x in (start, pred.state()))

@@ -21,7 +21,7 @@ class Generate:
     model: tyro.conf.Positional[str]
     """Run folder, checkpoint folder, or hub id."""
     prompt: str = ""
-    """Text to continue; without one the model begins by itself."""
+    """Text to continue, or to answer where an encoder reads it; without one the model begins by itself."""
     infill: str | None = None
     """Text whose [MASK]s are filled, one token each; [MASK:3] stands for three."""
     max_new_tokens: int | None = None
@@ -39,7 +39,7 @@ class Generate:
     label: int | None = None
     """Class to write, for models trained with labels."""
     gamma: float | None = None
-    """Strength of classifier-free guidance: by the label, or without one by the prompt; 1 is none."""
+    """Strength of classifier-free guidance: by the label or what an encoder reads, else by the prompt in the row; 1 is none."""
     count: int = 1
     """How many samples."""
     seed: int = 0
@@ -69,6 +69,7 @@ class Generate:
         refuse_classifier(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
+        source = self._source(model)
         ids = self._ids(model).to(model.to(device).device)
         new = self.max_new_tokens if self.max_new_tokens is not None else 0 if self.infill else model.generation_config.max_new_tokens
         sampler = self._sampler(model)
@@ -76,8 +77,8 @@ class Generate:
         live = self.live and sys.stdout.isatty()
         streamer = TextDiffusionStreamer(model.tokenizer, skip_prompt=self.infill is not None) if live else None
         options: dict[str, Any] = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
-        source = None if self.label is None else ids.new_full((self.count, 1), self.label)
-        options |= {"max_new_tokens": new, "seed": self.seed, "source": source, "guidance": self._guidance()}
+        read = None if source is None else ids.new_tensor([source]).expand(self.count, -1)
+        options |= {"max_new_tokens": new, "seed": self.seed, "source": read, "guidance": self._guidance(source is not None)}
         output = model.generate(ids.expand(self.count, -1), sampler=sampler, streamer=streamer, **options)
         if streamer is None:
             for row in output.sequences:
@@ -85,14 +86,29 @@ class Generate:
         calls, rate = output.nfe.double().mean().item(), output.tokens_per_forward.mean().item()
         print(f"[{type(sampler).__name__}: law {sampler.law}, {calls:.1f} network calls, {rate:.2f} tokens per call]", file=sys.stderr)
 
+    def _source(self, model: Any) -> list[int] | None:
+        """What the model is told beside the row: the prompt where its trunk has an encoder, else the label, if any."""
+        from textdiff.data.tokenizer import encode
+        from textdiff.decoding import has_encoder
+
+        if not has_encoder(model):
+            return None if self.label is None else [self.label]
+        if self.label is not None:
+            raise ValueError(f"label is {self.label} and the encoder of {self.model} reads text: leave it out, and give a prompt")
+        if self.infill is not None or not self.prompt:
+            raise ValueError(f"the encoder of {self.model} reads a prompt, which the model answers: give one with --prompt, and no infill")
+        return encode(model.tokenizer, self.prompt)
+
     def _ids(self, model: Any) -> Any:
         import torch
 
         from textdiff.data.tokenizer import encode
+        from textdiff.decoding import has_encoder
 
         if self.infill is not None and self.prompt:
             raise ValueError("prompt and infill were both given: put the prompt at the beginning of the infill text")
-        text, mask_id = (self.prompt if self.infill is None else self.infill), model.vocab.mask_id
+        encoder, mask_id = has_encoder(model), model.vocab.mask_id
+        text = self.infill if self.infill is not None else "" if encoder else self.prompt
         first = model.vocab.bos_id if model.vocab.bos_id is not None else model.vocab.eos_id
         ids: list[int] = [] if first is None else [first]
         parts = [text] if self.infill is None else re.split(r"\[MASK(?::(\d+))?\]", text)
@@ -108,18 +124,18 @@ class Generate:
                 ids += [mask_id] * number
             elif part:
                 ids += encode(model.tokenizer, part)
-        if self.response and model.vocab.eos_id is not None:
+        if self.response and not encoder and model.vocab.eos_id is not None:
             ids.append(model.vocab.eos_id)
         if not ids:
             raise ValueError("there is no prompt and the tokenizer has no BOS or EOS token to begin with: give a prompt")
         return torch.tensor([ids])
 
-    def _guidance(self) -> "Guidance | None":
+    def _guidance(self, told: bool) -> "Guidance | None":
         from textdiff.guidance.classifier_free import ClassifierFree, PromptMasked
 
         if self.gamma is None:
             return None
-        return PromptMasked(self.gamma) if self.label is None else ClassifierFree(self.gamma)
+        return ClassifierFree(self.gamma) if told else PromptMasked(self.gamma)
 
     def _sampler(self, model: Any) -> "Sampler":
         from textdiff.samplers.base import Sampler

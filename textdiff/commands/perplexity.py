@@ -28,13 +28,15 @@ class Perplexity:
     length: int | None = None
     """Tokens per block, BOS included (default: 128, or the model's limit if that is less)."""
     draws: int = 16
-    """Network calls per sequence for a bound; an exact likelihood takes one."""
+    """Draws for each sequence's bound, which some models make several network calls for; an exact likelihood takes one."""
     batch_size: int = 32
     """Rows at a time; the result does not depend on it."""
     limit: int | None = None
     """Score only so many sequences, taken evenly from the whole."""
     seed: int = 0
     """Seed of the bound's noise."""
+    flow_steps: int | None = None
+    """Estimate by the probability-flow ODE in so many steps instead of bounding, for models of embeddings; few draws will do."""
     device: str | None = None
     """cpu, cuda, ... (default: a GPU when there is one)."""
     json: Path | None = None
@@ -47,24 +49,29 @@ class Perplexity:
 
         logging.disable_progress_bar()
         from textdiff.data.layout import scored_examples
+        from textdiff.decoding import has_encoder
         from textdiff.evaluation.likelihood import likelihood
+        from textdiff.evaluation.probability_flow import FlowEstimate
         from textdiff.models.classifier import refuse_classifier
         from textdiff.models.loading import load
         from textdiff.report import scoring
 
         self._check()
+        flow = None if self.flow_steps is None else FlowEstimate(self.flow_steps)
         device = device_named(self.device)
         model = load(self.model)
         refuse_classifier(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
+        if has_encoder(model):
+            raise ValueError(f"{self.model} has an encoder, and rows with a source are not scored here: name a model that reads one row")
         length = min(128, model.max_length) if self.length is None else self.length
         if length > model.max_length:
             raise ValueError(f"length is {length} and {self.model} reads {model.max_length} tokens: shorten the blocks")
         examples, description = scored_examples(self.data, model.tokenizer, length, self.split, self.columns, self.limit)
         model.to(device)  # type: ignore[arg-type]
         with scoring() as bar:
-            result = likelihood(model, examples, self.draws, self.batch_size, self.seed, bar)
+            result = likelihood(model, examples, self.draws, self.batch_size, self.seed, bar, flow=flow)
         print_table(Console(highlight=False), self.model, result, f"{description}; blocks of {length} tokens")
         if self.json is not None:
             record: dict[str, Any] = {"model": self.model, "data": description, "length": length, **result.as_dict()}

@@ -119,6 +119,7 @@ class Pairs(Examples):
     With `fill` every row has that many targets: the response, then EOS to the end. A row (or source) longer than `max_length`, and a
     response that leaves no room for its EOS in `fill`, raise ValueError naming the record; with `truncate` the prompt, or the response,
     loses its end instead and `truncated` counts such rows. Without `fill` a response that does not fit by itself is always an error.
+    Prompts first lose what they have beyond `prompt_length` tokens, wherever they then stand.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class Pairs(Examples):
         encoder: bool = False,
         truncate: bool = False,
         fill: int | None = None,
+        prompt_length: int | None = None,
     ) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError("the tokenizer has no EOS token, and nothing else can end a response: choose one that has it")
@@ -144,7 +146,7 @@ class Pairs(Examples):
         for number, (prompt, response) in enumerate(zip(prompts, responses, strict=True), 1):
             name = f"pair {number} ({pairs[number - 1].prompt[:40]!r})"
             room = len(response.ids) if fill is None else fill - 1
-            kept, written = self._fitted(name, prompt.ids, room), self._written(name, response, room)
+            kept, written = self._fitted(name, prompt.ids[:prompt_length], room), self._written(name, response, room)
             self.truncated += len(kept) < len(prompt.ids) or len(written.ids) < len(response.ids)
             self._rows.append((kept.astype(np.int32), written.ids.astype(np.int32), int(written.sizes.sum())))
 

@@ -108,6 +108,8 @@ def resolve(source: str, columns: Sequence[str] | None = None, skip_bad_rows: bo
     if source == pydocs.NAME:
         return Corpus(source, _widened(pydocs.load()), (pydocs.python(),))
     if source == dates.NAME:
+        if columns is not None:
+            raise ValueError(f"{source} is made of prompts and responses and has no columns to choose from: leave columns out")
         return Corpus(source, _widened(dates.load()))
     if source.startswith("builtin:"):
         raise ValueError(f"there is no {source!r}: the embedded corpora are {pydocs.NAME} and {dates.NAME}")
@@ -184,7 +186,12 @@ def _records(files: Iterable[Path], columns: Sequence[str] | None, bad: BadRows)
     for path in files:
         if path.suffix.lower() in TEXT_SUFFIXES:
             text = read_text(path)
-            yield from read_attributes(path, text, bad) if has_attributes(text) else [text]
+            if not has_attributes(text):
+                yield text
+                continue
+            if columns is not None:
+                raise ValueError(f"{path} holds lines `name : X||Text` and has no columns to choose from: leave columns out")
+            yield from read_attributes(path, text, bad)
             continue
         chosen: tuple[str, ...] | None = None
         for place, row in read_rows(path, bad):

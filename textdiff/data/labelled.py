@@ -88,9 +88,9 @@ def _row(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Example:
 
 
 class PartlyTold(Examples):
-    """Rows of which every `every`-th is not told its kind: what classifier-free guidance needs of a model that hides no labels itself."""
+    """Rows of which every `every`-th of each kind is not told it: what classifier-free guidance needs of a model that hides no labels."""
 
-    def __init__(self, rows: Examples, every: int) -> None:
+    def __init__(self, rows: Labelled, every: int) -> None:
         self.rows, self.every = rows, every
 
     def __len__(self) -> int:
@@ -98,4 +98,5 @@ class PartlyTold(Examples):
 
     def at(self, index: int) -> Example:
         row = self.rows[index]
-        return row._replace(source=[]) if index % self.every == self.every - 1 else row
+        turn, kind = divmod(index, len(self.rows.rows))
+        return row._replace(source=[]) if (turn + kind) % self.every == self.every - 1 else row

@@ -75,7 +75,7 @@ def read_attributes(path: Path, text: str, bad: BadRows) -> Iterator[Pair]:
 
 def read_parallel(source: Path, target: Path, bad: BadRows) -> Iterator[Pair]:
     """Line i of one file with line i of the other; raises ValueError when they do not have as many."""
-    sides = [read_text(path).rstrip("\n").split("\n") for path in (source, target)]
+    sides = [read_text(path).removesuffix("\n").split("\n") for path in (source, target)]
     if len(sides[0]) != len(sides[1]):
         raise ValueError(f"{source} has {len(sides[0])} lines and {target} has {len(sides[1])}: expected a line for each line")
     for number, (prompt, response) in enumerate(zip(*sides, strict=True), 1):

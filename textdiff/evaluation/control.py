@@ -1,6 +1,7 @@
 """How well texts do what was asked of them, beside how fluent they are: the table and the picture of controlled generation.
 
 `trigram` is nats/token of the samples under a trigram of the training text, `distinct-2` the share of different pairs of tokens.
+Both count targets only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -57,8 +58,13 @@ class Table:
 
 
 def distinct(examples: Sequence[Example]) -> float:
-    """Different pairs of neighbouring tokens, as a share of all pairs."""
-    pairs = [pair for row in examples for pair in zip(row.tokens[1:], row.tokens[2:], strict=False)]
+    """Different pairs of neighbouring targets, as a share of all pairs."""
+    pairs = [
+        (first, second)
+        for row in examples
+        for first, second, *wanted in zip(row.tokens, row.tokens[1:], row.target, row.target[1:], strict=False)
+        if all(wanted)
+    ]
     return len(set(pairs)) / max(1, len(pairs))
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from textdiff.batch import Example, collate
+from textdiff.evaluation.probability_flow import FlowEstimate
 from textdiff.models.base import LanguageModel
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
@@ -33,11 +34,12 @@ class Likelihood:
     forwards_per_sequence: int
     is_bound: bool
     rules: str = RULES
+    is_estimate: bool = False
 
     @property
     def kind(self) -> str:
-        """ "exact" or "upper bound"."""
-        return "upper bound" if self.is_bound else "exact"
+        """ "exact", "upper bound" or "estimate"."""
+        return "estimate" if self.is_estimate else "upper bound" if self.is_bound else "exact"
 
     @property
     def perplexity(self) -> float:
@@ -77,15 +79,18 @@ def likelihood(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
+    flow: FlowEstimate | None = None,
 ) -> Likelihood:
-    """The likelihood of `examples` under a model; a bound averages `draws` stratified draws for each sequence.
+    """The likelihood of `examples` under a model; a bound averages `draws` stratified draws for each sequence. With `flow` it is an
+    estimate by the probability-flow ODE instead, for models of embeddings.
 
     Noise is keyed by the example's index, so neither the batch size nor the number of processes changes the result beyond rounding.
     With torch.distributed running, each process scores its share and all return the same numbers. Raises ValueError when there is
     nothing to score, and EvaluationStopped when `should_stop` says so.
     """
-    rows = _scored(model, examples, draws, batch_size, seed, progress, should_stop)
-    return _summary(rows, model.calls(draws), model.nll_is_bound)
+    rows = _scored(model, examples, draws, batch_size, seed, progress, should_stop, flow)
+    found = _summary(rows, model.calls(draws), model.nll_is_bound)
+    return found if flow is None else replace(found, forwards_per_sequence=flow.calls(draws), is_bound=False, is_estimate=True)
 
 
 def sequence_nats(model: LanguageModel, examples: Sequence[Example], draws: int = 16, batch_size: int = 32, seed: int = 0) -> Tensor:
@@ -102,6 +107,7 @@ def _scored(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
+    flow: FlowEstimate | None = None,
 ) -> list[Row]:
     """Every example's row, in the order of the examples, on every process."""
     for name, value in (("draws", draws), ("batch_size", batch_size)):
@@ -120,17 +126,18 @@ def _scored(
                 raise EvaluationStopped
             index = order[start : start + batch_size]
             if index:
-                rows += _score(model, [examples[i] for i in index], index, draws, seed)
+                rows += _score(model, [examples[i] for i in index], index, draws, seed, flow)
             progress(min(start + batch_size, most), most)
     finally:
         model.train(was_training)
     return _gathered(rows, world)
 
 
-def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int) -> list[Row]:
+def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int, flow: FlowEstimate | None) -> list[Row]:
     device = next(model.parameters()).device
     batch = collate(examples, pad_id=model.vocab.pad_id or 0, sample_id=index).to(device)
-    nats, tokens = model.mean_nll(batch, seed, draws).tolist(), batch.target.sum(1).tolist()
+    found = model.mean_nll(batch, seed, draws) if flow is None else flow(model, batch, seed, draws)
+    nats, tokens = found.tolist(), batch.target.sum(1).tolist()
     return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
 
 

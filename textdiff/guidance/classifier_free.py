@@ -26,7 +26,7 @@ from textdiff.processes.masked import Masked
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
     """The condition is the label in the batch's `source` (B, 1), for vectors also a text (B, S) that an encoder reads; the model is asked
-    with it and not told it.
+    with it and not told it, which it must have learnt both: `label_dropout`, or rows without a label.
 
     Raises ValueError for a negative gamma, noise over neither tokens nor vectors, and, when asked for a batch, where that has no source.
     """

@@ -22,6 +22,8 @@ from textdiff.processes.gaussian import Gaussian
 from textdiff.randomness import Rng
 from textdiff.state_prediction import Moved, StatePrediction
 
+_FAINTEST = 0.01  # a below which s^2 / a magnifies what a classifier makes of nothing
+
 
 class VectorClassifier(Protocol):
     """log p(y | x): a `textdiff.models.classifier.NoisyClassifier` of Gaussian noise, or a known law."""
@@ -42,21 +44,28 @@ class Control:
 
 @dataclass(frozen=True, eq=False)
 class Attribute(Control):
-    """The class of a row is the first entry of its source, where it attends to that."""
+    """The class of a row is the first entry of its source, where it attends to that.
+
+    Raises ValueError, when asked, for a source that is no label, a class that the classifier does not know and a classifier of tokens.
+    """
 
     classifier: VectorClassifier
 
     def log_prob(self, x: Tensor, noise: Tensor, batch: Batch) -> Tensor:
         if batch.source.shape[1] not in (1, 1 + x.shape[1]):
             raise ValueError(f"the source is {tuple(batch.source.shape)}, expected one label per row, or one and a class per position")
-        told = batch.source_attend[:, :1]
         found = self.classifier.log_prob(x, noise, batch.attend)
-        return (found.gather(1, batch.source[:, :1].where(told, 0)) * told)[:, 0]
+        if found.dim() != 2:
+            raise ValueError(f"Attribute needs a classifier of whole texts and this one gives {tuple(found.shape)}, of tokens: use Pattern")
+        return _at_class(found, batch.source[:, 0], batch.source_attend[:, 0])
 
 
 @dataclass(frozen=True, eq=False)
 class Pattern(Control):
-    """The classes of the tokens are the last L entries of a row's source, where it attends to them; only targets count."""
+    """The classes of the tokens are the last L entries of a row's source, where it attends to them; only targets count.
+
+    Raises ValueError, when asked, for a source of another length, a class that the classifier does not know and a classifier of texts.
+    """
 
     classifier: VectorClassifier
 
@@ -66,7 +75,18 @@ class Pattern(Control):
             raise ValueError(f"the source is {tuple(batch.source.shape)}, expected a class for each of {length} positions")
         told = batch.source_attend[:, -length:] & batch.target
         found = self.classifier.log_prob(x, noise, batch.attend)
-        return (found.gather(2, batch.source[:, -length:].where(told, 0)[..., None])[..., 0] * told).sum(1)
+        if found.dim() != 3:
+            raise ValueError(f"Pattern needs a classifier of tokens and this one gives {tuple(found.shape)}, of texts: use Attribute")
+        return _at_class(found, batch.source[:, -length:], told).sum(1)
+
+
+def _at_class(log_prob: Tensor, wanted: Tensor, told: Tensor) -> Tensor:
+    """The entries of log_prob (..., C) at the wanted classes (...), 0 where they are not told; raises ValueError for a class beyond C."""
+    wanted, classes = wanted.where(told, 0), log_prob.shape[-1]
+    if bool(((wanted < 0) | (wanted >= classes)).any()):
+        asked = f"{int(wanted.min())} .. {int(wanted.max())}"
+        raise ValueError(f"the source asks for classes {asked} and the classifier knows 0 .. {classes - 1}: ask for one of those")
+    return log_prob.gather(-1, wanted[..., None])[..., 0] * told
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +110,20 @@ def _slope(control: Control, x: Tensor, noise: Tensor, batch: Batch) -> Tensor:
 
 
 class _Unaware(GuidedDenoiser):
-    """A denoiser that is never told what is wanted of it."""
+    """A denoiser that is never told what is wanted of it, labels of rows or of positions; one that must have a source raises ValueError."""
 
     def predictor(self, batch: Batch) -> Predictor:
-        return self.inner.predictor(batch._replace(source=batch.source[:, :0], source_attend=batch.source_attend[:, :0]))
+        try:
+            return self.inner.predictor(batch._replace(source=batch.source[:, :0], source_attend=batch.source_attend[:, :0]))
+        except ValueError as error:
+            raise ValueError(f"control takes the source for what is wanted and tells the model nothing of it: {error}") from error
 
 
 @dataclass(frozen=True, eq=False)
 class Gradient(Guidance):
     """Classifier guidance; the gradient is the classifier's alone. The model is never told what is wanted, rows that do not attend to it
     are not guided, and the classifier's calls are not counted. Any sampler of Gaussian noise will do.
+    Where a < 0.01, too faint a signal to tell a class by, the belief stays as it is: s^2 / a would magnify the classifier's own error.
 
     Raises ValueError for a negative gamma and noise that is not Gaussian.
     """
@@ -116,7 +140,8 @@ class Gradient(Guidance):
 
         def move(belief: StatePrediction, xt: Tensor, t: Tensor, batch: Batch) -> Moved:
             a, s = process.levels(t)
-            shift = self.gamma * s**2 / a * _slope(self.control, xt, 1 - process.alpha(t), batch)
+            factor = (self.gamma * s**2 / a).where(a >= _FAINTEST, 0.0)
+            shift = factor * _slope(self.control, xt, 1 - process.alpha(t), batch)
             return Moved(belief, belief.state() + shift.to(xt.dtype), belief.calls)
 
         return _Unaware(denoiser) if self.gamma == 0 else MovingDenoiser(_Unaware(denoiser), move)

@@ -8,6 +8,7 @@ from torch import Tensor
 from textdiff.guidance.base import Guidance, GuidedDenoiser, GuidedProcess, each
 from textdiff.prediction import MostProbable, Prediction, TransformedPrediction
 from textdiff.processes.base import Denoiser
+from textdiff.processes.gaussian import Gaussian
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Filters(Guidance):
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self == Filters():
             return denoiser
+        if isinstance(denoiser.process, Gaussian):
+            raise ValueError("temperature, top-k and top-p act on beliefs about tokens and this model draws vectors: leave them out")
         return GuidedDenoiser(denoiser, self.within if isinstance(denoiser.process, GuidedProcess) else self.applied)
 
     def applied(self, pred: Prediction) -> Prediction:

@@ -56,7 +56,8 @@ class _MovingPredictor:
 
 
 class SourceHidden(GuidedDenoiser):
-    """A denoiser that attends to no source: a label is unknown to it, and of a text that an encoder reads nothing arrives."""
+    """A denoiser that attends to no source, as rows hide theirs in training: a label is unknown to it, and of a text that an encoder reads
+    nothing arrives."""
 
     def predictor(self, batch: Batch) -> Predictor:
         return self.inner.predictor(batch._replace(source_attend=torch.zeros_like(batch.source_attend)))

@@ -224,7 +224,8 @@ class Autoencoder(nn.Module):
 
     @torch.no_grad()
     def follow(self, mean: Tensor, step: int) -> None:
-        """Take the root mean square of a batch's latents (B, M, D) at a training step into the running scale."""
+        """Take the root mean square of latents (B, M, D) at a training step into the running scale, which so depends on which rows those
+        are: other micro-batches or processes make it another, within the spread of such means."""
         self.scale.lerp_(mean.square().mean().sqrt().to(self.scale.dtype), _share(step))
 
     @torch.no_grad()
@@ -289,10 +290,9 @@ def health(posterior: Posterior, text: Text, argmax: Tensor, warn: bool) -> dict
     active = (posterior.mean.detach().flatten(1).var(dim=0, correction=0) > _ACTIVE).sum()
     commonest = wanted.bincount().max()
     if warn and len(text.tokens) >= _FEWEST_ROWS and (int(active) == 0 or (right <= commonest and commonest < count)):
-        units = posterior.mean[0].numel()
         warnings.warn(
-            f"the posterior has collapsed: {int(active)} of {units} numbers are active, and {int(right)} of {count} tokens are read "
-            f"correctly where the commonest token alone would be {int(commonest)}; weaken the regulariser, or train the autoencoder longer",
+            "the posterior has collapsed (active_units and reconstruction_accuracy in the log say how far): no number of the latents "
+            "varies, or the commonest token alone would be read as well; weaken the regulariser, or train the autoencoder longer",
             PosteriorCollapseWarning,
             stacklevel=2,
         )

@@ -6,6 +6,7 @@ token. Where the noise is Gaussian it reads the noisy vectors of the model that 
 """
 
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -77,6 +78,11 @@ class VectorEmbedding(nn.Module):
         init.normal_(self.read.weight, std=self.table.shape[1] ** -0.5)
         init.zeros_(self.read.bias)
 
+    def train(self, mode: bool = True) -> Self:
+        """Loading makes every weight learn; the vectors of another model never do."""
+        self.table.requires_grad_(False)
+        return super().train(mode)
+
     def forward(self, input: Tensor) -> Tensor:
         """Vectors (B, L, H)."""
         x = input if input.is_floating_point() else F.embedding(input, self.table)
@@ -124,7 +130,9 @@ class NoisyClassifier(LanguageModel):
 
     def log_prob(self, z: Tensor, noise: Tensor, attend: Tensor) -> Tensor:
         """(B, C) nats, or with a class for each token (B, L, C), for z (B, L) ids, float rows (B, L, V) that weigh ids, or under Gaussian
-        noise vectors (B, L, D), at noise levels 1 - alpha (B,) or (B, L); attend (B, L)."""
+        noise vectors (B, L, D), at noise levels 1 - alpha (B,) or (B, L); attend (B, L). Raises ValueError for rows of another width."""
+        if z.is_floating_point() and z.shape[-1] != self.states:
+            raise ValueError(f"the classifier reads {self.states} numbers a token and was given {z.shape[-1]}: train one for this model")
         context = self.backbone.context(Batch.of(attend.long(), attend=attend))
         hidden = self.backbone(self.backbone.embedding(z), context, noise)
         if not self.spec.each:

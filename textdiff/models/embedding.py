@@ -6,7 +6,6 @@ sources and infilled text are clean vectors that no noise touches (DiffuSeq's pa
 """
 
 import math
-import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,28 +20,23 @@ from textdiff.backbones.transformer import Transformer, TransformerConfig, Trans
 from textdiff.batch import Batch, Clean
 from textdiff.log_snr import Gumbel
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
-from textdiff.models.embedding_objective import EmbeddingObjective, Encoded, TokenCrossEntropy
-from textdiff.models.embedding_table import Reader, Sphere, Table, spread
+from textdiff.models.embedding_objective import DiffusionLM, EmbeddingObjective, Encoded, TokenCrossEntropy
+from textdiff.models.embedding_table import Reader, Sphere, Table, health
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.learned_schedule import LearnedGumbel
-from textdiff.models.reading import Output, Reading, Softmax, SoftmaxOutput
+from textdiff.models.reading import Output, Reading, Regression, Softmax, SoftmaxOutput
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Noised, Noising, per_token, stratified
 from textdiff.processes.gaussian import Gaussian, states_of
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Sampler
+from textdiff.samplers.continuous import EqualLogSNR, EqualTimes
 from textdiff.samplers.ddim import DDIM
 from textdiff.state_prediction import StatePrediction
 from textdiff.vocab import Vocab
 
 _GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 fill [0, 1) evenly
 _PLACES = 256  # of a sequence inside its strata of time
-_ALIKE = 0.9  # mean cosine of two rows from which a table counts as collapsed
-_NARROW = 1.5  # effective rank up to which it does, where there are more than three dimensions
-
-
-class EmbeddingCollapseWarning(UserWarning):
-    """Token vectors are becoming one vector."""
 
 
 class EmbeddingConfig(TextDiffConfig):
@@ -64,9 +58,10 @@ class EmbeddingDiffusion(ModelSpec):
     noising: Noising | None = None  # None: times uniform on [t_min, 1]
     self_conditioning: float = 0.0  # share of training rows that read the model's own first belief; 0: no such input
     shift: bool = False  # position l is read from the trunk's output at l - 1, where the left neighbour is at hand
+    read_scale: float = 1.0  # standard deviation of what the trunk is given to begin with: the louder, the less its blocks add
     own_evidence: bool = False  # the trunk also reads what each noisy vector says by itself, the mean of x0 under a softmax output's bias
     curriculum: float = 0.0  # first part of training in which each target is either pure noise or at t_min, as masks would have it
-    label_dropout: float = 0.0  # chance that a row's label is hidden in training
+    label_dropout: float = 0.0  # chance that a row's label, or the text its encoder reads, is hidden in training
     learned_schedule: bool = False  # a `Gumbel` schedule moves to where the information is
     absorb: float | None = None  # DiffuSeq v2: vectors are noised around a learnt point, to which they jump with chance absorb * s
 
@@ -80,6 +75,10 @@ class EmbeddingDiffusion(ModelSpec):
             raise ValueError(f"absorb is {self.absorb}, expected a chance in [0, 1]")
         if self.learned_schedule and not isinstance(self.process.schedule, Gumbel):
             raise ValueError(f"learned_schedule moves a Gumbel schedule and this one is {type(self.process.schedule).__name__}")
+        if self.learned_schedule and not isinstance(self.objective, TokenCrossEntropy):
+            raise ValueError(f"learned_schedule follows cross-entropies and the objective is {type(self.objective).__name__}")
+        if isinstance(self.objective, DiffusionLM) and not isinstance(self.reading, Regression):
+            raise ValueError(f"DiffusionLM compares vectors and the reading is {type(self.reading).__name__}: use Regression")
         if self.own_evidence and not isinstance(self.reading, Softmax):
             raise ValueError(
                 f"own_evidence weighs vectors by a softmax output and the reading is {type(self.reading).__name__}: use Softmax"
@@ -102,7 +101,6 @@ class EmbeddingPredictor:
     table: Tensor  # (V, D), around the origin that noise is added at
     target: Tensor  # (B, L) bool
     starts: Tensor  # (B, L) bool, the first position of each document
-    progress: float = 1.0
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> StatePrediction:
         """Belief about x0; where the model reads a `previous` one and there is none, its own first: two network calls."""
@@ -129,7 +127,11 @@ class EmbeddingPredictor:
         hidden = model.backbone(noisy, self.context, torch.sigmoid(gamma))
         if model.spec.shift:
             hidden = torch.where(self.starts[..., None], hidden, hidden.roll(1, dims=1))
-        return model.output(hidden, xt, t, process, self.table, banned, self.progress)
+        return model.output(hidden, xt, t, process, self.table, banned)
+
+    def under(self, process: Gaussian) -> "EmbeddingPredictor":
+        """The same network at the times of another schedule."""
+        return replace(self, process=process)
 
     def rows(self, index: Tensor) -> "EmbeddingPredictor":
         """The same for a subset of rows."""
@@ -148,21 +150,25 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         spec: EmbeddingDiffusion = self.spec
         hidden = spec.backbone.width
         self.backbone = spec.backbone.build(self.vocab, causal=False)
-        self.backbone.embedding = Reader(spec.table, self.vocab.size, spec.width, hidden, (spec.self_conditioning > 0) + spec.own_evidence)
+        self.backbone.embedding = Reader(
+            spec.table, self.vocab.size, spec.width, hidden, (spec.self_conditioning > 0) + spec.own_evidence, spec.read_scale
+        )
         self.output: Output = spec.reading.build(self.vocab.size, spec.width, hidden)
         self.centre = None if spec.absorb is None else nn.Parameter(torch.empty(spec.width))
         schedule = spec.process.schedule
         self.learned: LearnedGumbel | None = None
         if spec.learned_schedule and isinstance(schedule, Gumbel):
             self.learned = LearnedGumbel(schedule, math.log(self.vocab.tokens))
-        if spec.label_dropout and not self.backbone.labels:
-            raise ValueError(f"label_dropout is {spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
+        if spec.label_dropout and not (self.backbone.labels or spec.backbone.encoder_layers):
+            raise ValueError(f"label_dropout is {spec.label_dropout} and the trunk reads no source: set labels or encoder_layers")
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
         self.backbone.init_weights(module)
         if isinstance(module, (Reader, Output, LearnedGumbel)):
             module.reset()
+        if module is self.backbone.place:
+            init.normal_(module.weight, std=self.spec.read_scale)  # as loud as what the reader reads  # type: ignore[arg-type]
         if module is self and self.centre is not None:
             init.normal_(self.centre, std=self.spec.width**-0.5)
 
@@ -179,37 +185,39 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         process: Gaussian = self.spec.process
         return process if self.learned is None else self.learned.process(process)
 
-    def _table(self) -> Tensor:
+    def vectors(self) -> Tensor:
         """The vectors (V, D), around the origin that noise is added at."""
         rows = self.reader.rows()
         return rows if self.centre is None else rows - self.centre
 
     def predictor(self, batch: Batch) -> EmbeddingPredictor:
         """The network bound to a batch."""
-        return self._predictor(batch, self.process, self._table(), 1.0)
+        return self._predictor(batch, self.process, self.vectors())
 
-    def _predictor(self, batch: Batch, process: Gaussian, table: Tensor, progress: float) -> EmbeddingPredictor:
+    def _predictor(self, batch: Batch, process: Gaussian, table: Tensor) -> EmbeddingPredictor:
         starts = positions(batch.document) == 0
-        return EmbeddingPredictor(self, process, self.backbone.context(batch), table, batch.target, starts, progress)
+        return EmbeddingPredictor(self, process, self.backbone.context(batch), table, batch.target, starts)
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The vectors of the tokens, and the targets."""
-        return F.embedding(batch.tokens, self._table()), batch.target
+        return F.embedding(batch.tokens, self.vectors()), batch.target
 
     def decode(self, x0: Tensor) -> Tensor:
         """The nearest token of each vector, (B, L)."""
-        table = self._table()
+        table = self.vectors()
         distance = table.square().sum(-1) - 2 * x0.to(table.dtype) @ table.T
         return distance.index_fill(-1, torch.tensor(self.vocab.unemittable, device=x0.device, dtype=torch.long), torch.inf).argmin(-1)
 
     def default_sampler(self, steps: int | None = None) -> Sampler:
-        return DDIM(eta=1.0) if steps is None else DDIM(steps=steps, eta=1.0)
+        # under a Gumbel law the first levels of noise take up next to no time
+        spacing = EqualLogSNR() if isinstance(self.spec.process.schedule, Gumbel) else EqualTimes()
+        return DDIM(spacing=spacing, eta=1.0) if steps is None else DDIM(steps, spacing, eta=1.0)
 
     def forward(self, batch: Batch, seed: int, step: int, progress: float = 1.0) -> Loss:
         """The training loss; `nelbo` is not a number: a bound needs a second call for the reconstruction, which evaluations make."""
         spec: EmbeddingDiffusion = self.spec
-        rng, process, table = Rng(seed, step, batch.sample_id), self.process, self._table()
-        if spec.label_dropout and self.backbone.labels:
+        rng, process, table = Rng(seed, step, batch.sample_id), self.process, self.vectors()
+        if spec.label_dropout:
             told = rng.uniform("label", ()) >= spec.label_dropout
             batch = batch._replace(source_attend=batch.source_attend & told[:, None])
         rows = F.embedding(batch.tokens, table)
@@ -218,23 +226,24 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
             state = rows + batch.target[..., None] * spec.objective.own_noise * rng.normal("own_noise", rows.shape[1:]).to(rows.dtype)
         encoded = Encoded(Clean(batch.tokens, state), rows)
         noised = self._noised(process, state, batch, rng, progress)
-        predict = self._predictor(batch, process, table, progress)
+        predict = self._predictor(batch, process, table)
         pred = predict.read(noised.xt, noised.t, self._first_guess(predict, noised, rng))
         nats = spec.objective(process, pred, encoded, noised, batch.target)
-        total = nats.sum()
+        total = nats.sum() + 0.0 * self.output.bias[0]  # without a rounding term nothing else reads the bias
         if self.centre is not None:
             total = total + 0.01 * self.centre.abs().mean() * batch.target.sum()
         if self.learned is not None:
             gamma = process.gamma(per_token(noised.t)).expand(nats.shape)
-            total = total + self.learned.misfit(gamma, nats)[batch.target].sum()
+            taught = float(progress >= spec.curriculum)  # a curriculum's two levels are no curve
+            total = total + taught * self.learned.misfit(gamma, nats)[batch.target].sum()
         count = batch.target.sum()
-        return Loss(total, count, nats.new_tensor(torch.nan), self._health(count))
+        return Loss(total, count, nats.new_tensor(torch.nan), health(self.reader.rows().detach()[: self.vocab.tokens], count))
 
     def _noised(self, process: Gaussian, state: Tensor, batch: Batch, rng: Rng, progress: float) -> Noised:
         spec: EmbeddingDiffusion = self.spec
         if progress < spec.curriculum:  # what neighbours say of a token is learnt where it is plain which of them to trust
             hidden = rng.uniform("hidden", state.shape[1:2]) < stratified(rng, batch.stratum)
-            t = torch.where(hidden, 1.0, process.t_min).double()
+            t = process.t_min + (1 - process.t_min) * hidden.double()
             x = process.corrupt(state, t, rng).where(batch.target[..., None], state)
             return Noised(x, t, torch.full_like(t, torch.nan))
         noised = (spec.noising or process.measure)(process, state, batch.target, batch.stratum, rng)
@@ -252,18 +261,6 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
             before = predict.alone(noised.xt, noised.t).state()
         return before * (rng.uniform("self_condition", ()) < chance)[:, None, None]
 
-    def _health(self, count: Tensor) -> dict[str, Tensor]:
-        """The spread of the table, summed over tokens as every metric is; warns when it has collapsed."""
-        found = spread(self.reader.rows().detach()[: self.vocab.tokens])
-        if found.cosine > _ALIKE or (self.spec.width > 3 and found.rank < _NARROW):
-            warnings.warn(
-                f"embeddings have collapsed: mean cosine {float(found.cosine):.3f}, effective rank {float(found.rank):.2f} of "
-                f"{self.spec.width}; train on TokenCrossEntropy, give DiffusionLM an anchor, or use a Sphere table",
-                EmbeddingCollapseWarning,
-                stacklevel=2,
-            )
-        return {"embedding_cosine": found.cosine * count, "embedding_rank": found.rank * count}
-
     @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
         """One draw of the bound: the diffusion term at one time, the reconstruction at t_min and the prior's divergence."""
@@ -275,7 +272,7 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         else in its strata, at a random shift that all have in common."""
         index = batch.sample_id
         shift = Rng(seed, 0, torch.zeros_like(index[:1])).uniform("shift", ())
-        place = ((index * _GOLDEN + shift) % 1.0 * _PLACES).long()
+        place = ((index.double() * _GOLDEN + shift) % 1.0 * _PLACES).long()
         total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
         for k in range(draws):
             stratum = torch.stack([place + k * _PLACES, torch.full_like(index, draws * _PLACES)], dim=1)
@@ -283,10 +280,10 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         return total / draws
 
     def _nll(self, batch: Batch, rng: Rng, stratum: Tensor) -> Tensor:
-        process, table = self.process.measured(), self._table()
+        process, table = self.process.measured(), self.vectors()
         clean = Clean(batch.tokens, F.embedding(batch.tokens, table))
         noised = process.measure(process, clean.x, batch.target, stratum, rng)
-        predict = self._predictor(batch, process, table, 1.0)
+        predict = self._predictor(batch, process, table)
         nats = process.nelbo_at(predict(noised.xt, noised.t), clean, noised.xt, noised.t, batch.target).double() * noised.weight[:, None]
         ends = process.boundary(predict, clean, batch.target, rng.draw(1), process.t_min).double()
         return (nats + ends).sum(1)

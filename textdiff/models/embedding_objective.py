@@ -45,7 +45,7 @@ class TokenCrossEntropy(EmbeddingObjective):
 class DiffusionLM(EmbeddingObjective):
     """Diffusion-LM's end-to-end loss (Li et al. 2022, eq. 2), means over the numbers of a vector:
 
-        |x0 - f(xt)|^2, or |E(w) - f(xt)|^2 in the first of `steps` steps;  |a_1 x0|^2;  -log p(w | x0)
+        |x0 - f(xt)|^2, or |E(w) - f(xt)|^2 in the first of `steps` steps from t_min;  |a_1 x0|^2;  -log p(w | x0)
 
     with x0 = E(w) + own_noise z. The last term reads the noised truth, not the prediction: weights below 1 let embeddings collapse, and
     `anchor` adds the cross-entropy of the prediction, which does not (Difformer, Gao et al. 2024).
@@ -62,7 +62,7 @@ class DiffusionLM(EmbeddingObjective):
 
     def __call__(self, process: Gaussian, pred: StatePrediction, encoded: Encoded, noised: Noised, where: Tensor) -> Tensor:
         clean = encoded.clean
-        first = per_token(noised.t) <= 1 / self.steps
+        first = per_token(noised.t) < process.t_min + 1 / self.steps
         wanted = torch.where(first.expand(where.shape)[..., None], encoded.rows, clean.x)
         end = process.alpha(torch.ones((), dtype=torch.float64, device=where.device)).to(clean.x.dtype)
         loss = (wanted - pred.state()).square().mean(-1) + end * clean.x.square().mean(-1)

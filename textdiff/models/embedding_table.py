@@ -1,6 +1,7 @@
 """Token vectors, and how a trunk reads noisy ones: what an embedding diffusion model has in place of a trunk's own embedding."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
 
-from textdiff.backbones.transformer import time_features
+from textdiff.backbones.time_features import TIME_FEATURES, level_of, time_features
 
-_LEVELS = 15.0  # gamma is told within +- this
 _RADIANS = 60.0  # largest angle of the features of gamma's range: two radians per unit of gamma
-_TIME_FEATURES = 256
-_SCALE = 0.02  # of what is read, as of a fresh embedding: places and blocks are heard beside it
+_ALIKE = 0.9  # mean cosine of two rows from which a table counts as collapsed
+_NARROW = 1.5  # effective rank up to which it does, where there are more than three dimensions
 _SEEN = 4096  # rows of a table whose spread is watched
 
 
@@ -72,6 +72,23 @@ def spread(rows: Tensor) -> Spread:
     return Spread(cosine, rank)
 
 
+class EmbeddingCollapseWarning(UserWarning):
+    """Token vectors are becoming one vector."""
+
+
+def health(rows: Tensor, count: Tensor) -> dict[str, Tensor]:
+    """The spread of vectors (V, D) times `count`, because metrics are sums over tokens; warns when they have collapsed."""
+    found = spread(rows)
+    if found.cosine > _ALIKE or (rows.shape[1] > 3 and found.rank < _NARROW):
+        warnings.warn(
+            "embeddings have collapsed (embedding_cosine and embedding_rank in the log say how far): train on TokenCrossEntropy, "
+            "give DiffusionLM an anchor, or use a Sphere table",
+            EmbeddingCollapseWarning,
+            stacklevel=2,
+        )
+    return {"embedding_cosine": found.cosine * count, "embedding_rank": found.rank * count}
+
+
 class Reader(nn.Module):
     """Ids or noisy vectors to the trunk's width: a linear layer each for the vector and for `beliefs` about it that others held before, the
     noise level, and a mark at positions that are known.
@@ -79,22 +96,27 @@ class Reader(nn.Module):
     It stands in the trunk's place for ids, so that an encoder reads the same vectors as the decoder does.
     """
 
-    def __init__(self, table: Table, size: int, width: int, hidden: int, beliefs: int) -> None:
+    def __init__(self, table: Table, size: int, width: int, hidden: int, beliefs: int, scale: float) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.scale = table, scale
         self.weight = nn.Parameter(torch.empty(size, width), requires_grad=table.trained)
         self.read = nn.Linear(width, hidden)
         self.beliefs = nn.ModuleList(nn.Linear(width, hidden, bias=False) for _ in range(beliefs))
         self.known = nn.Parameter(torch.empty(hidden))
-        self.time = nn.Sequential(nn.Linear(_TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def reset(self) -> None:
-        """Fresh weights: unit-variance vectors, read at the scale of a fresh embedding."""
+        """Fresh weights: unit-variance vectors, read at the scale asked for."""
         init.normal_(self.weight)
         for layer in (self.read, *self.beliefs):
-            init.normal_(layer.weight, std=_SCALE / math.sqrt(self.weight.shape[1]))
+            init.normal_(layer.weight, std=self.scale / math.sqrt(self.weight.shape[1]))
         init.zeros_(self.read.bias)
-        init.normal_(self.known, std=0.02)
+        init.normal_(self.known, std=self.scale)
+
+    def train(self, mode: bool = True) -> "Reader":
+        """Loading makes every weight learn; those of a frozen table never do."""
+        self.weight.requires_grad_(self.table.trained)
+        return super().train(mode)
 
     def rows(self) -> Tensor:
         """The table (V, D)."""
@@ -112,8 +134,7 @@ class Reader(nn.Module):
         """
         told = gamma if gamma.dim() == 2 else gamma[:, None]
         x = x * torch.sigmoid(-told).sqrt().where(target, 1.0)[..., None].to(x.dtype)
-        level = (gamma.clamp(-_LEVELS, _LEVELS) + _LEVELS) / (2 * _LEVELS)
-        read = self.read(x) + self.time(time_features(level, _RADIANS).to(x.dtype)) + (~target)[..., None] * self.known
+        read = self.read(x) + self.time(time_features(level_of(gamma), _RADIANS).to(x.dtype)) + (~target)[..., None] * self.known
         for layer, belief in zip(self.beliefs, beliefs, strict=True):
             if belief is not None:
                 read = read + layer(belief)

@@ -2,6 +2,9 @@
 
 Both are trained by one run: the first `stage` of it trains the autoencoder, the rest the diffusion in the latents of its average. A text is
 written as a whole: conditions are read from `batch.source`, and nothing can be filled in.
+
+With VAE and SlicedWasserstein training depends on how a batch is divided: the running scale follows the latents of a step's first
+micro-batch on each process, not those of the batch, and that distance is measured within a micro-batch. Plain latents know no such thing.
 """
 
 from dataclasses import dataclass, field, replace
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from textdiff import spec as plain
+from textdiff.backbones.time_features import level_of
 from textdiff.backbones.transformer import Transformer, TransformerConfig, TransformerContext
 from textdiff.batch import Batch, Clean
 from textdiff.models.autoencoder import Autoencoder, AutoencoderConfig, Text, health
@@ -26,8 +30,6 @@ from textdiff.samplers.base import Sampler
 from textdiff.samplers.ddim import DDIM
 from textdiff.state_prediction import StatePrediction
 from textdiff.vocab import Vocab
-
-_LEVELS = 15.0  # gamma is told within +- this
 
 
 class LatentConfig(TextDiffConfig):
@@ -124,8 +126,7 @@ class LatentPredictor:
     def read(self, xt: Tensor, t: Tensor, previous: Tensor | None) -> StatePrediction:
         """Belief about x0 given the mean (B, M, D) of a previous one, zeros where there was none."""
         model, process = self.model, self.process
-        level = (process.gamma(t).clamp(-_LEVELS, _LEVELS) + _LEVELS) / (2 * _LEVELS)
-        hidden = model.backbone(model.ports(xt, previous), self.context, level)
+        hidden = model.backbone(model.ports(xt, previous), self.context, level_of(process.gamma(t)))
         return Vectors(model.spec.target.x0(process, model.ports.write(hidden).to(xt.dtype), xt, t))
 
     def rows(self, index: Tensor) -> "LatentPredictor":

@@ -15,13 +15,13 @@ from textdiff.state_prediction import Interpolated, Regressed, StatePrediction
 class Output(nn.Module):
     """The last layer: hidden states (B, L, H) at a noisy state to a belief about x0; `table` is (V, D)."""
 
+    bias: nn.Parameter  # (V,)
+
     def reset(self) -> None:
         """Fresh weights."""
         raise NotImplementedError
 
-    def forward(
-        self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None, progress: float
-    ) -> StatePrediction:
+    def forward(self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None) -> StatePrediction:
         """The belief; `banned` ids are never read."""
         raise NotImplementedError
 
@@ -40,17 +40,12 @@ class Softmax(Reading):
     """x0hat = softmax(logits) E (score interpolation, CDCD; categorical reparametrisation, Plaid).
 
     With `prior` the logits hold what the noisy vector says of its own token, log N(xt; a E_w, s^2 I) = (a / s^2) xt.E_w
-    - (a^2 / (2 s^2)) |E_w|^2 + const (Plaid, LangFlow): the trunk is left with what the neighbours say. It comes in over the first
-    `warmup` of training. With `tied` the trunk's own logits are products with the same E.
+    - (a^2 / (2 s^2)) |E_w|^2 + const (Plaid, LangFlow): the trunk is left with what the neighbours say. With
+    `tied` the trunk's own logits are products with the same E.
     """
 
     prior: bool = True
-    warmup: float = 0.0
     tied: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup is {self.warmup}, expected a part of training in [0, 1]")
 
     def build(self, size: int, width: int, hidden: int) -> Output:
         return SoftmaxOutput(self, size, width, hidden)
@@ -69,18 +64,15 @@ class SoftmaxOutput(Output):
         init.normal_(self.weight, std=0.02)
         init.zeros_(self.bias)
 
-    def forward(
-        self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None, progress: float
-    ) -> Interpolated:
+    def forward(self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None) -> Interpolated:
         features, weight = (F.linear(hidden, self.weight), table) if self.config.tied else (hidden, self.weight)
         if self.config.prior:
-            strength = min(1.0, progress / self.config.warmup) if self.config.warmup else 1.0
             evidence, rows = _evidence(xt, t, process, table)
             # one product for the trunk's logits and the evidence, so that neither exists for the whole vocabulary by itself
             if self.config.tied:
-                features, weight = strength * evidence + F.pad(features, (0, 1)), rows
+                features, weight = evidence + F.pad(features, (0, 1)), rows
             else:
-                features, weight = torch.cat([features, strength * evidence], dim=-1), torch.cat([weight, rows], dim=1)
+                features, weight = torch.cat([features, evidence], dim=-1), torch.cat([weight, rows], dim=1)
         return Interpolated(features, Head(weight, self.bias, banned), table)
 
     @torch.no_grad()
@@ -179,8 +171,6 @@ class RegressionOutput(Output):
         init.normal_(self.weight, std=0.02)
         init.zeros_(self.bias)
 
-    def forward(
-        self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None, progress: float
-    ) -> Regressed:
+    def forward(self, hidden: Tensor, xt: Tensor, t: Tensor, process: Gaussian, table: Tensor, banned: Tensor | None) -> Regressed:
         x0 = self.config.target.x0(process, F.linear(hidden, self.weight), xt, t)
-        return Regressed(x0, self.config.rounding.head(table, self.bias, banned))
+        return Regressed(x0, self.config.rounding.head(table, self.bias, banned), table)

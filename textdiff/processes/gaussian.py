@@ -147,8 +147,11 @@ class Gaussian(Process):
         return 0.5 * (alpha * x0.double().square().sum(-1) - x0.shape[-1] * (alpha + torch.log1p(-alpha)))
 
     def step(self, pred: Prediction, xt: Tensor, t: Tensor, s: Tensor, rng: Rng) -> Tensor:
-        """One draw from q(xs | xt, x0hat); the last step, to time 0, is x0hat itself (DDPM, Algorithm 2)."""
-        mean, small, large = self.posterior(states_of(pred).state(), xt, t, s)
+        """One draw from q(xs | xt, x0hat); the last step, to time 0, lands on the clean state (DDPM, Algorithm 2)."""
+        belief = states_of(pred)
+        if not bool((s > 0).any()):
+            return belief.landing()
+        mean, small, large = self.posterior(belief.state(), xt, t, s)
         variance = large.where(small > 0, 0.0) if self.large_variance else small
         return mean + variance.sqrt().to(mean.dtype) * rng.normal("step", xt.shape[1:]).to(mean.dtype)
 

@@ -26,7 +26,10 @@ class Canvas(NamedTuple):
 
 @dataclass(frozen=True)
 class Sampler:
-    """The loop; `law` says what its samples follow given a perfect denoiser: exactly its law, that law as steps grow, or neither."""
+    """The loop; `law` says what its samples follow given a perfect denoiser: exactly its law, that law as steps grow, or neither.
+
+    Vectors end on the likeliest tokens, so that "limit" supposes noise at the end which leaves no doubt about them.
+    """
 
     requires: ClassVar[type[Process]] = Process
     law: ClassVar[str] = "approximate"

@@ -42,6 +42,11 @@ class Walk:
         self.nfe = self.nfe + self._rows * self._last.calls
         return Belief(t, self._last.state())
 
+    def landed(self) -> Tensor:
+        """The clean state (B, L, D) of the last belief."""
+        assert self._last is not None
+        return self.kept(self._last.landing())
+
 
 @dataclass(frozen=True)
 class Spacing:
@@ -86,7 +91,7 @@ class Continuous(Sampler):
 
     @torch.no_grad()
     def trajectory(self, denoiser: Denoiser, batch: Batch, rng: Rng) -> Iterator[Canvas]:
-        """Every canvas; the last move, to time 0, is the belief x0hat itself."""
+        """Every canvas; the last move, to time 0, lands on the clean state of the last belief."""
         self.check(denoiser)
         process = denoiser.process
         assert isinstance(process, Gaussian)
@@ -99,7 +104,7 @@ class Continuous(Sampler):
                 x = walk.kept(self.move(walk, now, before, canvas.x, s.expand(len(known)), rng.draw(i)))
                 canvas = Canvas(x, float(s), walk.nfe, ~target)
             else:
-                canvas = Canvas(walk.kept(now.x0), 0.0, walk.nfe, torch.ones_like(target))
+                canvas = Canvas(walk.landed(), 0.0, walk.nfe, torch.ones_like(target))
             before = now
             yield canvas
 
