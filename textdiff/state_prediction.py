@@ -62,8 +62,8 @@ class Interpolated(HeadPrediction, StatePrediction):
 
 
 class Moved(StatePrediction):
-    """A belief whose vectors were moved to `x0` (B, L, D), by guidance for example; what it says of tokens stays, and with it where to land:
-    at the end there is next to no noise left for anything to be moved through."""
+    """A belief whose vectors were moved to `x0` (B, L, D), by guidance for example. What it says of tokens stays, and so does where to
+    land: at the end there is next to no noise left for anything to be moved through."""
 
     def __init__(self, inner: StatePrediction, x0: Tensor, calls: int) -> None:
         self.inner, self.x0 = inner, x0
