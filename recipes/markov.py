@@ -7,6 +7,7 @@ and prints how far its likelihood, exact or bound, stands above the exact block 
     python recipes/markov.py masked
     python recipes/markov.py uniform
     python recipes/markov.py hybrid
+    python recipes/markov.py modern                           Gaussian noise on token vectors
 """
 
 import json

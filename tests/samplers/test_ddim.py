@@ -6,11 +6,12 @@ import torch
 from tests.contracts import SOURCE, TABLE, check_sampler
 from tests.samplers.gaussian_data import GaussianData
 from textdiff.batch import Batch
-from textdiff.log_snr import LinearLogSNR, Sqrt
+from textdiff.log_snr import Gumbel, LinearLogSNR, Sqrt
 from textdiff.oracle import GaussianOracle
 from textdiff.processes.gaussian import Gaussian
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
+from textdiff.samplers.continuous import EqualLogSNR, EqualTimes
 from textdiff.samplers.ddim import DDIM
 from textdiff.schedules import CosineSquared
 
@@ -49,6 +50,15 @@ def test_eta_zero_follows_the_probability_flow_to_first_order() -> None:
 @pytest.mark.parametrize(("eta", "steps"), [(0.0, 30), (0.5, 60), (1.0, 100)])
 def test_keeps_the_contract_and_reproduces_the_source(eta: float, steps: int) -> None:
     check_sampler(DDIM(steps=steps, eta=eta), COSINE, rows=1500)
+
+
+def test_equal_steps_of_log_snr_reproduce_the_source_under_a_gumbel_law() -> None:
+    """Equal times would leave it at heavy noise: the law gives the first levels next to no time."""
+    process = Gaussian(Gumbel(1.0, 1.3, -6.0, 9.0))
+    equal_times, equal_levels = (DDIM(100, spacing, eta=1.0).times(process) for spacing in (EqualTimes(), EqualLogSNR()))
+    assert float(process.gamma(equal_times[-2])) > -2
+    assert float(process.gamma(equal_levels[-2])) < -5.8
+    check_sampler(DDIM(100, EqualLogSNR(), eta=1.0), process, rows=1500)
 
 
 def test_an_eta_that_is_no_share_is_refused() -> None:
