@@ -31,7 +31,7 @@ from textdiff.training.settings import Train
 TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128, place_embedding=True)
 RESPONSE = 11  # tokens, EOS included
 TRAIN = Train(
-    steps=4_000,
+    steps=6_000,
     batch_size=32,
     learning_rate=2e-3,
     warmup=200,
