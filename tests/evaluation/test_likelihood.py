@@ -85,6 +85,9 @@ class Given(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.vocab = autoregressive().vocab
 
+    def calls(self, draws: int) -> int:
+        return 1
+
     def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
         return ((batch.tokens - 1.5) * batch.target).double().sum(1)
 
