@@ -20,19 +20,8 @@ their letters (success: the share that has them), an end (the share of texts tha
     classifier, %          46.9 ± 4.4    50.0 ± 4.4    58.6 ± 4.4    68.0 ± 4.1    57.0 ± 4.4
     trigram, distinct-2  7.105, 0.881  7.125, 0.893  7.069, 0.878  7.094, 0.875  7.126, 0.880
 
-`diffusion_lm` with `--samples 32`, one seed, 64 texts in every row (held-out text: 81.2 ± 4.9, 3.744, 0.694); the strengths of gradient and
-plug-and-play were chosen on the attribute rows themselves, of three each, so that those two numbers flatter them:
-
-    attribute            none          classifier-free 3    gradient 2          plug-and-play 0.1
-    success, %           51.6 ± 6.2    67.2 ± 5.9           90.6 ± 3.6          79.7 ± 5.0
-    trigram, distinct-2  9.173, 0.984  9.097, 0.979         8.778, 0.788        9.031, 0.894
-    classes of tokens    none          gradient 1           gradient 2          plug-and-play 0.1
-    success, %           23.0 ± 0.6    50.3 ± 1.0           51.5 ± 0.9          78.9 ± 0.8
-    trigram, distinct-2  9.173, 0.984  8.677, 0.671         8.661, 0.620        7.152, 0.448
-
-A given end is kept by 100 % of its texts, where 0 % end there by chance; the words around a gap do not help to fill it (0.4 % against 0.6 %
-of its tokens found). So short a run learns which words belong to a kind long before it learns to write: samples are not fluent,
-and may be easier to judge than text.
+`diffusion_lm` and `latent` have no finished run yet. So short a run learns which words belong to a kind long before it learns to write:
+samples are not fluent, and may be easier to judge than text.
 """
 
 from collections.abc import Iterator

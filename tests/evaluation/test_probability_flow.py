@@ -52,7 +52,7 @@ def test_known_positions_and_padding_are_not_scored() -> None:
 
 def test_it_is_called_an_estimate() -> None:
     result = likelihood(built(width=4), [Example([0, 1, 2, 3], [False, True, True, True])], draws=1, flow=FlowEstimate(3))
-    assert (result.kind, result.forwards_per_sequence, result.is_bound) == ("estimate", 8, False)
+    assert (result.kind, result.forwards_per_sequence, result.is_bound) == ("estimate", 7, False)
 
 
 def test_other_models_are_refused() -> None:

@@ -50,13 +50,12 @@ class Flow:
         signs = torch.where(rng.uniform("signs", x.shape[1:]) < 0.5, -1.0, 1.0).to(x.dtype) * self.target[..., None]
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         times = torch.linspace(self.process.t_min, 1, steps + 1, dtype=torch.float64, device=x.device)
-        slope, divergence = self.slopes(x, times[0].expand(len(x)), signs)
         for s, t in pairwise(times):
+            slope, divergence = self.slopes(x, s.expand(len(x)), signs)
             turn = float(self._angle(t) - self._angle(s))
             after, bent = self.slopes(x + turn * slope, t.expand(len(x)), signs)
             x = x + turn * (slope + after) / 2
             total += turn * (divergence + bent) / 2
-            slope, divergence = self.slopes(x, t.expand(len(x)), signs)
         return total + (_log_normal(x.double()) * self.target[..., None]).sum((1, 2))
 
     def _angle(self, t: Tensor) -> Tensor:
@@ -70,7 +69,7 @@ def _log_normal(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def flow_nats(process: Gaussian, predict: Predictor, table: Tensor, batch: Batch, steps: int, rng: Rng) -> Tensor:
-    """An estimate of -log p of the targets given the rest, (B,) nats; `table` (V, D) holds the vectors. 2 steps + 2 calls, all but one of
+    """An estimate of -log p of the targets given the rest, (B,) nats; `table` (V, D) holds the vectors. 2 steps + 1 calls, all but one of
     them with gradients of the network's input."""
     where = batch.target
     known = F.embedding(batch.tokens, table)
@@ -97,7 +96,7 @@ class FlowEstimate:
 
     def calls(self, draws: int) -> int:
         """Network calls for each sequence."""
-        return draws * (2 * self.steps + 2)
+        return draws * (2 * self.steps + 1)
 
     def __call__(self, model: object, batch: Batch, seed: int, draws: int) -> Tensor:
         """(B,) nats."""

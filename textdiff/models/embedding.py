@@ -7,6 +7,7 @@ sources and infilled text are clean vectors that no noise touches (DiffuSeq's pa
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +26,7 @@ from textdiff.models.embedding_table import Reader, Sphere, Table, health
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.learned_schedule import LearnedGumbel
 from textdiff.models.reading import Output, Reading, Regression, Softmax, SoftmaxOutput
+from textdiff.models.self_conditioning import read_after
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Noised, Noising, per_token, stratified
 from textdiff.processes.gaussian import Gaussian, states_of
@@ -106,11 +108,7 @@ class EmbeddingPredictor:
         """Belief about x0; where the model reads a `previous` one and there is none, its own first: two network calls."""
         if not self.model.spec.self_conditioning:
             return self.alone(xt, t)
-        with torch.no_grad():
-            before = states_of(self.alone(xt, t) if previous is None else previous).state()
-        belief = self.read(xt, t, before)
-        belief.calls = 2 if previous is None else 1
-        return belief
+        return read_after(previous, partial(self.read, xt, t), lambda pred: states_of(pred).state())
 
     def alone(self, xt: Tensor, t: Tensor) -> StatePrediction:
         """Belief about x0 without a previous one."""

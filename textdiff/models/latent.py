@@ -8,6 +8,7 @@ micro-batch on each process, not those of the batch, and that distance is measur
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Self
 
 import torch
@@ -23,6 +24,7 @@ from textdiff.models.autoencoder import Autoencoder, AutoencoderConfig, Text, he
 from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.reading import Target, Velocity
+from textdiff.models.self_conditioning import read_after
 from textdiff.prediction import Prediction
 from textdiff.processes.gaussian import Gaussian, states_of
 from textdiff.randomness import Rng
@@ -113,11 +115,7 @@ class LatentPredictor:
         """Belief about x0; where the model reads a `previous` one and there is none, its own first: two network calls."""
         if not self.model.spec.self_conditioning:
             return self.alone(xt, t)
-        with torch.no_grad():
-            before = states_of(self.alone(xt, t) if previous is None else previous).state()
-        belief = self.read(xt, t, before)
-        belief.calls = 2 if previous is None else 1
-        return belief
+        return read_after(previous, partial(self.read, xt, t), lambda pred: states_of(pred).state())
 
     def alone(self, xt: Tensor, t: Tensor) -> StatePrediction:
         """Belief about x0 without a previous one."""
