@@ -270,7 +270,7 @@ def test_the_command_printed_last_asks_the_model(preset: str, capsys: pytest.Cap
 LOOKUP = {
     f"{word} {number}": f"{number} {word.upper()}" for word in ("cat", "dog", "tea", "house", "red") for number in ("1", "2", "3", "4")
 }
-QUICK_TRAIN = Train(steps=250, batch_size=16, learning_rate=5e-3, warmup=20, final_fraction=0.05, ema=0.9, evaluate_every=250)
+QUICK_TRAIN = Train(steps=400, batch_size=16, learning_rate=2e-3, warmup=20, final_fraction=0.05, ema=0.9, evaluate_every=400)
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_every_family_learns_a_table_by_heart_and_answers_from_it(kind: Any, enc
     rows = "".join(json.dumps({"src": prompt, "trg": response}) + "\n" for prompt, response in LOOKUP.items())
     for split in ("train", "valid", "test"):
         Path("pairs", f"{split}.jsonl").write_text(rows)
-    family = kind(TransformerConfig(width=64, layers=2, heads=2, max_length=64, encoder_layers=2 if encoder else 0))
+    family = kind(TransformerConfig(width=64, layers=2, heads=2, max_length=64, encoder_layers=2 if encoder else 0, place_embedding=True))
     made = plan(
         replace(family, encoder=encoder),
         vocab_size=300,
