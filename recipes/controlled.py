@@ -20,7 +20,19 @@ their letters (success: the share that has them), an end (the share of texts tha
     classifier, %          46.9 ± 4.4    50.0 ± 4.4    58.6 ± 4.4    68.0 ± 4.1    57.0 ± 4.4
     trigram, distinct-2  7.105, 0.881  7.125, 0.893  7.069, 0.878  7.094, 0.875  7.126, 0.880
 
-`diffusion_lm` and `latent` have no finished run yet. So short a run learns which words belong to a kind long before it learns to write:
+`diffusion_lm --samples 32`, 6.9 minutes of a shared core, 64 texts in a row (held-out text: 81.2 ± 4.9, 3.744, 0.694; classes: 64 rows'
+tokens; plug-and-play at 0.1). The classifier's gradient acts on the mean of x0 and wants a large gamma; `end` is 0.0 ± 0.0 when not asked
+for and 100.0 ± 0.0 when it is, and a gap's tokens are found in 0.5 ± 0.2 % of its places, with its context as without:
+
+                        none     classifier-free 2   gradient 2    gradient 10   gradient 40   plug-and-play
+    success, %       54.7 ± 6.2     78.1 ± 5.2       65.6 ± 5.9    71.9 ± 5.6    78.1 ± 5.2    100.0 ± 0.0
+    trigram             7.462          7.462            7.467         7.481         7.482         6.641
+    distinct-2          0.963          0.962            0.963         0.963         0.965         0.611
+    classes, %       25.0 ± 0.8                      54.3 ± 0.9    69.9 ± 0.8    79.0 ± 0.7    85.2 ± 0.8
+    trigram             7.462                           7.209         6.908         6.728         6.515
+
+`latent --samples 32` is not controlled after so short a run, 9.4 minutes of a shared core: 46.9 ± 6.2 % when not told, 50.0 ± 6.2 at
+gamma 2, 51.6 ± 6.2 at 3 (trigram 7.50, 7.49, 7.48). A run of minutes learns which words belong to a kind long before it learns to write:
 samples are not fluent, and may be easier to judge than text.
 """
 
@@ -32,8 +44,6 @@ from typing import Any
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import run_presets
 from textdiff.controlled import Controlled, Trained, are_strengths, run
-from textdiff.data.collate import Examples
-from textdiff.data.labelled import Labelled, PartlyTold
 from textdiff.data.token_classes import NAMES
 from textdiff.evaluation.control import Trial, class_trials, end_trials, gap_trials
 from textdiff.guidance.base import Guidance
@@ -80,7 +90,7 @@ class ControlledVectors(Controlled):
     """What guides; its noise and its vectors are the model's."""
     tagger: ClassifierSpec
     """What guides the classes of tokens."""
-    gradients: tuple[float, ...] = (1.0, 2.0)
+    gradients: tuple[float, ...] = (2.0, 10.0, 40.0)
     """Strengths of guidance by the classifier's gradient."""
     rates: tuple[float, ...] = (0.1,)
     """Sizes of a plug-and-play update."""
@@ -115,14 +125,6 @@ class ControlledVectors(Controlled):
         """Both ways to follow a classifier, at each strength."""
         gradients = [("gradient", gamma, Gradient(control, gamma)) for gamma in self.gradients]
         return [*gradients, *(("plug-and-play", rate, PlugAndPlay(control, self.updates, rate, self.fluency)) for rate in self.rates)]
-
-
-@dataclass(frozen=True)
-class ControlledLatents(Controlled):
-    """Diffusion of latents, which stand for no token each: classifier-free guidance alone, learnt where some rows hide their kind."""
-
-    def rows(self, rows: Labelled) -> Examples:
-        return PartlyTold(rows, every=7)
 
 
 TRUNK = TransformerConfig(width=128, layers=3, heads=4, max_length=128)
@@ -168,10 +170,10 @@ def diffusion_lm() -> ControlledVectors:
     )
 
 
-def latent() -> ControlledLatents:
-    """Latent diffusion: an autoencoder of whole texts, and diffusion of what it makes of them."""
-    model = LatentDiffusion(AutoencoderConfig(latents=24), backbone=TRUNK)
-    return ControlledLatents(model=model, train=TRAIN, judge=JUDGE, classifier_train=CLASSIFIER_TRAIN, sampling_steps=50)
+def latent() -> Controlled:
+    """Latent diffusion: an autoencoder of whole texts, and diffusion of what it makes of them; no classifier guides that."""
+    model = LatentDiffusion(AutoencoderConfig(latents=24), backbone=TRUNK, label_dropout=0.15)
+    return Controlled(model=model, train=TRAIN, judge=JUDGE, classifier_train=CLASSIFIER_TRAIN, sampling_steps=50)
 
 
 if __name__ == "__main__":

@@ -28,12 +28,12 @@ from textdiff.scores import Case, Score
 from textdiff.seq2seq import Seq2Seq, run
 from textdiff.training.settings import Train
 
-TRUNK = TransformerConfig(width=192, layers=3, heads=4, max_length=256, place_embedding=True, dropout=0.1)
+TRUNK = TransformerConfig(width=192, layers=3, heads=4, max_length=256, place_embedding=True)
 RESPONSE = 40  # tokens, EOS included
 TRAIN = Train(
     steps=4_000,
-    batch_size=64,
-    learning_rate=2e-3,
+    batch_size=32,
+    learning_rate=1.5e-3,
     warmup=400,
     final_fraction=0.05,
     weight_decay=0.05,

@@ -20,6 +20,7 @@ from tests.tiny_runs import RECIPES, SMALL, TINY, corpus, quickstart, recipe, st
 from tests.wrong_inputs import GENERATE, PERPLEXITY, QUICKSTART
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import main
+from textdiff.data.corpora import resolve
 from textdiff.data.layout import scored_examples
 from textdiff.evaluation.likelihood import likelihood
 from textdiff.models.autoregressive import AutoregressiveLM
@@ -208,7 +209,7 @@ def test_perplexity_says_what_it_is_and_does_not_depend_on_the_batch_size(model:
     }
     assert one["nats_per_token"] == pytest.approx(many["nats_per_token"], rel=1e-5)
     loaded = textdiff.load(model)
-    examples, _ = scored_examples("text.txt", loaded.tokenizer, 24, None, None, None)
+    examples, *_ = scored_examples(resolve("text.txt"), loaded.tokenizer, 24, None, None)
     assert many["nats_per_token"] == pytest.approx(likelihood(loaded, examples, 2).nats_per_token, rel=1e-5)
     assert many["bits_per_byte"] == pytest.approx(many["nats_per_token"] * many["tokens"] / many["text_bytes"] / math.log(2), rel=1e-9)
 

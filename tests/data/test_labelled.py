@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from textdiff.data import pydocs
-from textdiff.data.labelled import Labelled, PartlyTold, texts_by_kind
+from textdiff.data.labelled import Labelled, texts_by_kind
 from textdiff.data.splits import bucket
 from textdiff.data.tokenizer import encode, train_tokenizer
 
@@ -79,20 +79,3 @@ def test_what_has_no_two_kinds_is_refused_in_one_line(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["a b"], 262)
     with pytest.raises(ValueError, match=r"^of 2 kinds of text 1 have no row: the data is too small$"):
         Labelled([["a"], []], False, tokenizer, 8)
-
-
-@pytest.mark.parametrize("kinds", [1, 2, 6, 7, 14])
-def test_every_kind_is_hidden_equally_often(kinds: int) -> None:
-    words = [f"w{kind}" for kind in range(kinds)]
-    tokenizer = train_tokenizer(words, 270)
-    told = PartlyTold(Labelled([[word] * 14 for word in words], False, tokenizer, length=8), every=7)
-    hidden = Counter(index % kinds for index in range(len(told)) if not told[index].source)
-    assert hidden == dict.fromkeys(range(kinds), 2)
-
-
-def test_every_third_row_hides_its_kind() -> None:
-    tokenizer = train_tokenizer(["a b c d"], 270)
-    rows = Labelled([["a", "b", "c"], ["d", "c", "b"]], False, tokenizer, length=8)
-    told = PartlyTold(rows, every=3)
-    assert [list(row.source) for row in told] == [[0], [1], [0], [], [], [1]]
-    assert [row.tokens for row in told] == [row.tokens for row in rows]

@@ -8,6 +8,7 @@ import pytest
 from tests.data.texts import byte_level, documents, sentence
 from textdiff import spec
 from textdiff.data.collate import Blocks, Pairs
+from textdiff.data.corpora import resolve
 from textdiff.data.layout import Layout, scored_examples
 from textdiff.data.splits import bucket
 from textdiff.data.streaming import StreamBlocks
@@ -96,16 +97,17 @@ def test_what_rows_hold_decides_between_blocks_and_pairs(texts: Path, pairs: Pat
 
 
 def test_a_file_is_scored_whole_and_its_limit_is_spread_evenly(texts: Path, pairs: Path) -> None:
-    rows, description = scored_examples(str(texts), byte_level(), 16, None, ("body",), None)
+    written, asked = resolve(str(texts), ("body",)), resolve(str(pairs))
+    rows, _, description = scored_examples(written, byte_level(), 16, None, None)
     assert sum(sum(row.target) for row in rows) == sum(len(encode(byte_level(), text)) + 1 for text in documents(400))
     assert sum(row.text_bytes for row in rows) == sum(len(text.encode()) for text in documents(400))
     assert "split all" in description
-    few, description = scored_examples(str(pairs), byte_level(), 128, None, None, 50)
-    every, _ = scored_examples(str(pairs), byte_level(), 128, None, None, None)
+    few, _, description = scored_examples(asked, byte_level(), 128, None, 50)
+    every, *_ = scored_examples(asked, byte_level(), 128, None, None)
     assert list(few) == list(every)[::4]
     assert "50 of 200 sequences" in description
     with pytest.raises(ValueError, match="no split 'dev'"):
-        scored_examples(str(texts), byte_level(), 16, "dev", ("body",), None)
+        scored_examples(written, byte_level(), 16, "dev", None)
 
 
 @needs_data

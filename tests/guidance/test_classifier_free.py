@@ -33,8 +33,8 @@ OF_EACH = pytest.mark.parametrize(("process", "timed"), NETWORKS, ids=NAMES)
 SAMPLER = Ancestral(steps=6)
 
 
-def network(process: TokenProcess, timed: bool) -> DiscreteDiffusionLM:
-    return diffusion(process=process, backbone=trunk(labels=3, time_conditioning=timed))
+def network(process: TokenProcess, timed: bool, label_dropout: float = 0.1) -> DiscreteDiffusionLM:
+    return diffusion(process=process, backbone=trunk(labels=3, time_conditioning=timed), label_dropout=label_dropout)
 
 
 def labelled() -> Batch:

@@ -6,7 +6,10 @@ from torch import Tensor
 
 from tests.guidance.mixture import PROCESS, Mixture, asked, mean_given
 from tests.models.tiny import VOCAB, lone, ragged, trunk
+from tests.models.tiny_latents import model as latents
+from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
+from textdiff.guidance.base import GuidedDenoiser
 from textdiff.guidance.clamp import Clamp
 from textdiff.guidance.classifier_free import ClassifierFree
 from textdiff.guidance.vectors import SourceHidden, Weighed
@@ -24,8 +27,8 @@ SAMPLERS = pytest.mark.parametrize(
 
 def embedded(seed: int = 0, **options: Any) -> EmbeddingDiffusionLM:
     """A tiny model of vectors in double precision, whose every weight matters."""
-    backbone = options.pop("backbone", trunk(labels=3))
-    model = EmbeddingDiffusion(backbone=backbone, width=8, **options).build(VOCAB)
+    options = {"backbone": trunk(labels=3), "label_dropout": 0.1, **options}
+    model = EmbeddingDiffusion(width=8, **options).build(VOCAB)
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.dim() > 1:
@@ -132,6 +135,19 @@ def test_text_that_an_encoder_reads_is_hidden_by_attending_to_none_of_it(sampler
     model = embedded(backbone=trunk(encoder_layers=1))
     told, told_other = (sampled(ClassifierFree(2.0)(model), each, sampler) for each in (batch, other))
     assert not torch.equal(told, told_other)
+
+
+@pytest.mark.parametrize("backbone", [trunk(labels=3), trunk(encoder_layers=1)], ids=["label", "encoder"])
+@pytest.mark.parametrize("build", [embedded, latents], ids=["embedding", "latent"])
+def test_a_source_that_training_never_hid_cannot_be_hidden_now(build: Any, backbone: TransformerConfig) -> None:
+    never = build(backbone=backbone, label_dropout=0.0)
+    for gamma in (0.0, 2.0):
+        for denoiser in (never, GuidedDenoiser(never)):
+            with pytest.raises(ValueError, match=rf"^gamma is {gamma} and the model's condition was never hidden in training: train with"):
+                ClassifierFree(gamma)(denoiser)
+        ClassifierFree(gamma)(build(backbone=backbone, label_dropout=0.1))
+        ClassifierFree(gamma)(build(backbone=trunk(), label_dropout=0.0))  # which reads no source
+    assert ClassifierFree(1.0)(never) is never
 
 
 def test_without_a_source_there_is_nothing_to_weigh() -> None:

@@ -281,7 +281,7 @@ def test_our_config_is_a_generation_config_of_transformers() -> None:
 
 def test_guidance_and_a_label_reach_the_sampler() -> None:
     """gamma = 1 is the labelled model, gamma = 0 the unlabelled one, token by token; between and beyond they differ."""
-    model = diffusion(backbone=trunk(labels=3))
+    model = diffusion(backbone=trunk(labels=3), label_dropout=0.1)
     options: dict[str, Any] = {"max_new_tokens": 8, "seed": 1}
     prompt, label = torch.tensor([PROMPT]), torch.tensor([[2]])
     plain, told = model.generate(prompt, **options), model.generate(prompt, source=label, **options)

@@ -2,6 +2,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -93,6 +94,33 @@ def test_the_loss_is_the_squared_error_of_what_is_predicted(target: Target) -> N
     expected = (error.square().mean((1, 2)) * torch.tensor([4, 2, 3])).sum()
     torch.testing.assert_close(loss.total, expected)
     assert int(loss.tokens) == 9
+
+
+def test_label_dropout_hides_the_labels_of_that_share_of_rows() -> None:
+    rows = 4000
+    found = model(backbone=trunk(labels=2), label_dropout=0.25)
+    texts = torch.tensor([BOS, 1, EOS]).expand(rows, -1)
+    batch = Batch.of(texts, torch.tensor([False, True, True]).expand(rows, -1), source=torch.ones(rows, 1, dtype=torch.long))
+    with patch.object(found.backbone, "context", side_effect=found.backbone.context) as read:
+        found(batch, 0, 0, SECOND)
+    told = read.call_args.args[0].source_attend
+    assert abs(float(told.double().mean()) - 0.75) < 4.5 * (0.1875 / rows) ** 0.5
+
+
+@pytest.mark.parametrize("backbone", [trunk(labels=6), trunk(encoder_layers=1)], ids=["label", "encoder"])
+def test_what_is_always_hidden_trains_nothing_and_what_is_not_trains_as_before(backbone: Any) -> None:
+    """With chance 1 the loss is that of rows that attend to no source, whatever it says; a bound is told it all the same."""
+    batch = ragged(backbone)
+    other = batch._replace(source=(batch.source + 1) % 6)
+    always, never = (model(backbone=backbone, label_dropout=chance) for chance in (1.0, 0.0))
+    untold = batch._replace(source_attend=torch.zeros_like(batch.source_attend))
+    hidden = always(batch, 0, 0, SECOND).total
+    assert torch.equal(hidden, always(other, 0, 0, SECOND).total)
+    assert torch.equal(hidden, never(untold, 0, 0, SECOND).total)
+    assert not torch.equal(hidden, never(batch, 0, 0, SECOND).total)
+    rng = Rng(0, 0, batch.sample_id)
+    assert torch.equal(always.nll(batch, rng), never.nll(batch, rng))
+    assert not torch.equal(always.nll(batch, rng), always.nll(other, rng))
 
 
 def test_a_fresh_self_conditioned_model_ignores_what_it_believed() -> None:
@@ -192,9 +220,11 @@ def test_infilling_prompts_and_texts_that_are_too_long_are_refused() -> None:
 
 
 def test_specs_that_cannot_work_are_refused() -> None:
-    for options in ({"stage": 0.0}, {"stage": 1.0}, {"self_conditioning": 2.0}, {"backbone": trunk(tied=False)}):
+    for options in ({"stage": 0.0}, {"stage": 1.0}, {"self_conditioning": 2.0}, {"label_dropout": -1.0}, {"backbone": trunk(tied=False)}):
         with pytest.raises(ValueError, match=r"expected|leave|both"):
             LatentDiffusion(**options)
+    with pytest.raises(ValueError, match=r"^label_dropout is 0.1 and the trunk reads no source: set labels or encoder_layers$"):
+        model(label_dropout=0.1)
 
 
 @pytest.mark.parametrize("regulariser", [Plain(), VAE(), SlicedWasserstein()])

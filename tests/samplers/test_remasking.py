@@ -1,6 +1,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from types import FunctionType
 
 import pytest
 import torch
@@ -23,6 +24,13 @@ from textdiff.schedules import Cosine, Geometric, LogLinear, Schedule
 ROWS = 40_000
 KAPPA = 0.6
 ALL = [Capped(8, 0.3), Rescaled(8, 0.4), ConfidenceBased(8), Loop(8), ForwardBackward(8), Psi(8, KAPPA)]
+
+
+def name_of(part: object) -> str:
+    """The same in every process, so that tests can be shared out among several."""
+    if isinstance(part, Case):
+        return type(part.process).__name__
+    return part.__name__ if isinstance(part, FunctionType) else str(part)
 
 
 @dataclass(frozen=True)
@@ -75,7 +83,7 @@ def drawn(sampler: Sampler, denoiser: Oracle, seed: int = 0, rows: int = ROWS) -
 
 
 @pytest.mark.parametrize(
-    ("sampler", "sigma"), [(Capped(4, 0.3), cap), (Rescaled(4, 0.4), rescale), (ForwardBackward(4), forward_backward)], ids=str
+    ("sampler", "sigma"), [(Capped(4, 0.3), cap), (Rescaled(4, 0.4), rescale), (ForwardBackward(4), forward_backward)], ids=name_of
 )
 def test_the_law_of_few_steps_is_the_enumerated_one(sampler: Remasking, sigma: Callable[[float, float], float]) -> None:
     alphas = [i / 4 for i in range(5)]
@@ -111,7 +119,7 @@ def test_psi_on_masks_is_remdm() -> None:
 @pytest.mark.parametrize(
     ("sampler", "case"),
     [(s, MASKED) for s in ALL if not isinstance(s, ConfidenceBased)] + [(Psi(8, KAPPA), UNIFORM), (Psi(8, KAPPA), HYBRID)],
-    ids=str,
+    ids=name_of,
 )
 def test_each_token_by_itself_follows_the_process_at_every_level(sampler: Sampler, case: Case) -> None:
     """To five standard errors; the exact law of each token never depends on what is drawn beside it."""

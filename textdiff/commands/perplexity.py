@@ -1,7 +1,10 @@
-"""`textdiff perplexity MODEL --data DATA`: the likelihood of a text under any checkpoint, with its error and its rules."""
+"""`textdiff perplexity MODEL --data DATA`: the likelihood of a text, or of responses given their prompts, under any checkpoint, with its
+error and its rules."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,23 +13,28 @@ import tyro
 from textdiff.commands.device import device_named
 
 if TYPE_CHECKING:
+    from textdiff.data.collate import Pairs
+    from textdiff.data.layout import Scored
+    from textdiff.data.readers import Pair
     from textdiff.evaluation.likelihood import Likelihood
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Nats per token, perplexity and bits per byte of a text under any checkpoint; a stock causal LM is the AR side of a comparison."""
+    """Nats per token, perplexity and bits per byte of a text, or of responses given their prompts, under any checkpoint; a stock causal LM
+    is the AR side of a comparison."""
 
     model: tyro.conf.Positional[str]
     """Run folder, checkpoint folder, or hub id."""
     data: str = "builtin:pydocs"
-    """builtin:pydocs, a file, a folder, or a hub id org/name[:config][@revision]."""
+    """builtin:pydocs, a file, a folder, or a hub id org/name[:config][@revision]; a model with an encoder needs pairs."""
     split: str | None = None
     """train, validation, test or all (default: all of a file or folder, else validation)."""
     columns: tuple[str, ...] | None = None
     """The text column, or prompt and response columns, of rows (default: recognised)."""
     length: int | None = None
-    """Tokens per block, BOS included (default: 128, or the model's limit if that is less)."""
+    """Tokens per block, BOS included, or of a pair's row at most (default: 128, or the model's limit if that is less; a model that was
+    trained on pairs reads rows as it was trained on them)."""
     draws: int = 16
     """Draws for each sequence's bound, which some models make several network calls for; an exact likelihood takes one."""
     batch_size: int = 32
@@ -48,9 +56,8 @@ class Perplexity:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        from textdiff.data.layout import scored_examples
-        from textdiff.decoding import has_encoder
-        from textdiff.evaluation.likelihood import likelihood
+        from textdiff.data.collate import Pairs
+        from textdiff.evaluation.likelihood import likelihood, pair_rules
         from textdiff.evaluation.probability_flow import FlowEstimate
         from textdiff.models.classifier import refuse_classifier
         from textdiff.models.loading import load
@@ -63,20 +70,51 @@ class Perplexity:
         refuse_classifier(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
-        if has_encoder(model):
-            raise ValueError(f"{self.model} has an encoder, and rows with a source are not scored here: name a model that reads one row")
-        length = min(128, model.max_length) if self.length is None else self.length
-        if length > model.max_length:
-            raise ValueError(f"length is {length} and {self.model} reads {model.max_length} tokens: shorten the blocks")
-        examples, description = scored_examples(self.data, model.tokenizer, length, self.split, self.columns, self.limit)
+        scored = self._scored(model)
         model.to(device)  # type: ignore[arg-type]
         with scoring() as bar:
-            result = likelihood(model, examples, self.draws, self.batch_size, self.seed, bar, flow=flow)
-        print_table(Console(highlight=False), self.model, result, f"{description}; blocks of {length} tokens")
+            result = likelihood(model, scored.examples, self.draws, self.batch_size, self.seed, bar, flow=flow)
+        if isinstance(scored.rows, Pairs):
+            result = replace(result, rules=pair_rules(scored.rows.fill))
+            length, kind = scored.rows.max_length, "prompts and rows of at most"
+        else:
+            length, kind = scored.rows.packing.length, "blocks of"
+        print_table(Console(highlight=False), self.model, result, f"{scored.description}; {kind} {length} tokens")
         if self.json is not None:
-            record: dict[str, Any] = {"model": self.model, "data": description, "length": length, **result.as_dict()}
+            record: dict[str, Any] = {"model": self.model, "data": scored.description, "length": length, **result.as_dict()}
             self.json.write_text(json.dumps(record, indent=2) + "\n")
             print(f"wrote {self.json}")
+
+    def _scored(self, model: Any) -> "Scored":
+        from textdiff.data.corpora import resolve
+        from textdiff.data.layout import scored_examples
+        from textdiff.decoding import has_encoder
+
+        encoder = has_encoder(model)
+        reads = model.backbone.max_length if encoder else model.max_length
+        length = min(128, reads) if self.length is None else self.length
+        if length > reads:
+            raise ValueError(f"length is {length} and {self.model} reads {reads} tokens: shorten the blocks")
+        corpus = resolve(self.data, self.columns)
+        if encoder and not corpus.holds_pairs:
+            raise ValueError(f"{self.model} has an encoder and {self.data} no prompts for it: give pairs, such as rows with src and trg")
+        return scored_examples(corpus, model.tokenizer, length, self.split, self.limit, partial(self._rows, model, length))
+
+    def _rows(self, model: Any, length: int, pairs: "Sequence[Pair]") -> "Pairs":
+        """Pairs as rows: those of the model's training, longer pairs left out; of a model that no run on pairs made, rows of `length`."""
+        from textdiff.data.collate import Pairs
+        from textdiff.data.layout import fitting
+        from textdiff.decoding import has_encoder
+        from textdiff.recipe import recorded
+        from textdiff.seq2seq import Seq2Seq
+
+        recipe = recorded(self.model)
+        if not isinstance(recipe, Seq2Seq):
+            return Pairs(pairs, model.tokenizer, length, has_encoder(model))
+        source, response = recipe.source_length, recipe.response_length
+        if self.length is not None:
+            raise ValueError(f"length is {self.length} and {self.model} was trained on pairs of {source} + {response} tokens: leave it out")
+        return recipe.rows(fitting(pairs, model.tokenizer, source, response), model.tokenizer, recipe.fill)
 
     def _check(self) -> None:
         if self.json is not None and not self.json.parent.is_dir():

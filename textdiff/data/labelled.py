@@ -85,18 +85,3 @@ class Labelled(Examples):
 def _row(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Example:
     ids = encode(tokenizer, text)[: length - 2]
     return Example([tokenizer.bos_token_id, *ids, tokenizer.eos_token_id], [False] + [True] * (len(ids) + 1))
-
-
-class PartlyTold(Examples):
-    """Rows of which every `every`-th of each kind is not told it: what classifier-free guidance needs of a model that hides no labels."""
-
-    def __init__(self, rows: Labelled, every: int) -> None:
-        self.rows, self.every = rows, every
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def at(self, index: int) -> Example:
-        row = self.rows[index]
-        turn, kind = divmod(index, len(self.rows.rows))
-        return row._replace(source=[]) if (turn + kind) % self.every == self.every - 1 else row

@@ -1,19 +1,20 @@
 """How text becomes rows: frozen settings that turn into flags, and the examples they give with a tokenizer."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from textdiff.batch import Example
-from textdiff.data import pydocs
 from textdiff.data.collate import Blocks, Pairs
 from textdiff.data.corpora import Corpus, resolve
+from textdiff.data.readers import Pair
 from textdiff.data.source import local_path
 from textdiff.data.splits import Splits
 from textdiff.data.streaming import StreamBlocks, TextStream, open_stream
+from textdiff.data.tokenizer import Encoder
 
 _STREAM_HELD_OUT = 500  # documents of a stream's validation and test splits when no limit is set
 
@@ -134,30 +135,54 @@ class _OpenedStream:
         return Data(train, _held_out(validation, self.source), test, f"streamed; held out: {held_out.description}")
 
 
-def scored_examples(
-    source: str, tokenizer: PreTrainedTokenizerBase, length: int, split: str | None, columns: tuple[str, ...] | None, limit: int | None
-) -> tuple[Sequence[Example], str]:
-    """Rows to measure a likelihood on, at most `limit` of them and evenly spaced, with a description.
+class Scored(NamedTuple):
+    """Rows to measure a likelihood on."""
 
-    `split` is train, validation, test or all; None means all of a file or folder, and validation of the embedded corpus or a hub id.
+    examples: Sequence[Example]
+    rows: Blocks | Pairs  # all of which `examples` are some
+    description: str  # one line: source, split, what was left out
+
+
+def scored_examples(
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    split: str | None,
+    limit: int | None,
+    pair_rows: Callable[[Sequence[Pair]], Pairs] | None = None,
+) -> Scored:
+    """Rows of at most `length` tokens, at most `limit` of them and evenly spaced; pairs become rows by `pair_rows` where that is given,
+    which may leave some out.
+
+    `split` is train, validation, test or all; None means all of a file or folder, and validation of an embedded corpus or a hub id.
     """
-    corpus = resolve(source, columns)
     if split is None:
-        split = "validation" if source == pydocs.NAME or local_path(source) is None else "all"
+        split = "validation" if local_path(corpus.name) is None else "all"
     if split not in (*Splits._fields, "all"):
         raise ValueError(f"there is no split {split!r}: expected train, validation, test or all")
     chosen = tuple(range(3)) if split == "all" else (Splits._fields.index(split),)
     rows: Blocks | Pairs
+    left_out = 0
     if corpus.holds_pairs:
-        rows = Pairs([pair for i in chosen for pair in corpus.pairs()[i]], tokenizer, length)
+        pairs = [pair for i in chosen for pair in corpus.pairs()[i]]
+        rows = Pairs(pairs, tokenizer, length) if pair_rows is None else pair_rows(pairs)
+        left_out = len(pairs) - len(rows)
     else:
         rows = Blocks([text for i in chosen for text in corpus.texts()[i]], tokenizer, length)
+    note = f", {left_out} longer pairs left out" if left_out else ""
     if not len(rows):
-        raise ValueError(f"the {split} split of {source} holds nothing to score: choose another split")
+        raise ValueError(f"the {split} split of {corpus.name} holds nothing to score{note}: choose another split")
     every = 1 if limit is None else math.ceil(len(rows) / limit)
     taken = [rows[i] for i in range(0, len(rows), every)]
     part = "" if every == 1 else f", {len(taken)} of {len(rows)} sequences"
-    return taken, f"{corpus.description}; split {split}{part}"
+    return Scored(taken, rows, f"{corpus.description}; split {split}{note}{part}")
+
+
+def fitting(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, source: int, response: int) -> list[Pair]:
+    """The pairs whose prompt has at most `source` tokens, and whose response with its EOS at most `response`."""
+    encode = Encoder(tokenizer)
+    sizes = zip(pairs, encode([pair.prompt for pair in pairs]), encode([pair.response for pair in pairs]), strict=True)
+    return [pair for pair, asked, answer in sizes if len(asked.ids) <= source and len(answer.ids) < response]
 
 
 def _held_out(validation: Blocks | Pairs, source: str) -> Blocks | Pairs:

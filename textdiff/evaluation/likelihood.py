@@ -15,6 +15,12 @@ from textdiff.models.base import LanguageModel
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
 
 
+def pair_rules(fill: int | None) -> str:
+    """The rules for responses given their prompts; with `fill` EOS follows each up to so many targets."""
+    ends = "its EOS included" if fill is None else f"and EOS after it up to {fill} tokens"
+    return f"every token of a response counts, {ends}; BOS and the prompt are context; bytes are those of the response"
+
+
 Row = tuple[int, float, int, int]  # index, nats, tokens, bytes of one example
 
 

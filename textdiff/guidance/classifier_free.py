@@ -9,6 +9,7 @@ the means of x0 are (textdiff/guidance/vectors.py).
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,12 +24,24 @@ from textdiff.processes.hybrid import Hybrid
 from textdiff.processes.masked import Masked
 
 
+@runtime_checkable
+class Untold(Protocol):
+    """A model that says whether it has learnt to do without its condition."""
+
+    @property
+    def learnt_untold(self) -> bool:
+        """True where training hid the condition now and then, or where the model reads none."""
+        ...
+
+
 @dataclass(frozen=True)
 class ClassifierFree(Guidance):
     """The condition is the label in the batch's `source` (B, 1), for vectors also a text (B, S) that an encoder reads; the model is asked
-    with it and not told it, which it must have learnt both: `label_dropout`, or rows without a label.
+    with it and not told it, which it must have learnt both by `label_dropout`. Rows of the data that came without a label leave no trace in
+    the model and do not count.
 
-    Raises ValueError for a negative gamma, noise over neither tokens nor vectors, and, when asked for a batch, where that has no source.
+    Raises ValueError for a negative gamma, for another gamma than 1 where the model never learnt to do without its condition, for noise
+    over neither tokens nor vectors, and, when asked for a batch, where that has no source.
     """
 
     gamma: float = 1.0
@@ -39,6 +52,7 @@ class ClassifierFree(Guidance):
     def __call__(self, denoiser: Denoiser) -> Denoiser:
         if self.gamma == 1:
             return denoiser
+        _require_untold(denoiser, self.gamma)
         if isinstance(denoiser.process, Gaussian):
             return SourceHidden(denoiser) if self.gamma == 0 else WeighedVectors(denoiser, self.gamma)
         token_process(denoiser.process)
@@ -71,6 +85,15 @@ class PromptMasked(Guidance):
 def _check(gamma: float) -> None:
     if not 0 <= gamma < float("inf"):
         raise ValueError(f"gamma is {gamma}, expected 0 (unconditional), 1 (conditional) or more")
+
+
+def _require_untold(denoiser: Denoiser, gamma: float) -> None:
+    model = denoiser
+    while isinstance(model, GuidedDenoiser):
+        model = model.inner
+    if isinstance(model, Untold) and not model.learnt_untold:
+        asked = f"gamma is {gamma} and the model's condition was never hidden in training"
+        raise ValueError(f"{asked}: train with label_dropout above 0, or use gamma 1")
 
 
 def tempered(conditional: Tensor, without: Tensor, gamma: float) -> Tensor:

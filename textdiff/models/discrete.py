@@ -122,6 +122,11 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
             raise ValueError(f"block diffusion reads rows under masks that {name} trunks do not take yet: use textdiff's Transformer")
         self.post_init()
 
+    @property
+    def learnt_untold(self) -> bool:
+        """Whether the model can be asked without its label: it reads none, or training hid it now and then."""
+        return self.spec.label_dropout > 0 or not self.backbone.labels
+
     def predictor(self, batch: Batch) -> NetworkPredictor | PairedPredictor:
         """The network bound to a batch."""
         return self._predictor(batch, self.process)

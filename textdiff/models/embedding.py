@@ -183,6 +183,11 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         process: Gaussian = self.spec.process
         return process if self.learned is None else self.learned.process(process)
 
+    @property
+    def learnt_untold(self) -> bool:
+        """Whether the model can be asked without its condition: it reads none, or training hid it now and then."""
+        return self.spec.label_dropout > 0 or not (self.backbone.labels or self.spec.backbone.encoder_layers)
+
     def vectors(self) -> Tensor:
         """The vectors (V, D), around the origin that noise is added at."""
         rows = self.reader.rows()

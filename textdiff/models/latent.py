@@ -50,12 +50,14 @@ class LatentDiffusion(ModelSpec):
     target: Target = Velocity()
     stage: float = 0.4  # first part of training, which the autoencoder has
     self_conditioning: float = 0.0  # share of training rows that read the denoiser's own first belief; 0: no such input
+    label_dropout: float = 0.0  # chance that a row's label, or the text its encoder reads, is hidden while the diffusion is trained
 
     def __post_init__(self) -> None:
         if not 0 < self.stage < 1:
             raise ValueError(f"stage is {self.stage}, expected a part of training between 0 and 1: both stages are needed")
-        if not 0 <= self.self_conditioning <= 1:
-            raise ValueError(f"self_conditioning is {self.self_conditioning}, expected a share in [0, 1]")
+        for name in ("self_conditioning", "label_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
         if self.backbone.self_conditioning or not self.backbone.tied:
             raise ValueError("a latent model reads and writes by itself: leave the backbone's self_conditioning off and tied on")
 
@@ -154,6 +156,8 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
         self.first_id = next((i for i in (self.vocab.bos_id, self.vocab.eos_id) if i is not None), 0)  # that every row begins with
         self.register_buffer("averaged", torch.tensor(-1))  # the training step whose weights were taken into the mean last
         self.generation_config = self.generation_config.updated(max_new_tokens=spec.autoencoder.length)
+        if spec.label_dropout and not (self.backbone.labels or spec.backbone.encoder_layers):
+            raise ValueError(f"label_dropout is {spec.label_dropout} and the trunk reads no source: set labels or encoder_layers")
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -173,6 +177,11 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
     def max_length(self) -> int:  # type: ignore[override]
         """The longest row: one token of context and the longest text."""
         return int(self.spec.autoencoder.length) + 1
+
+    @property
+    def learnt_untold(self) -> bool:
+        """Whether the model can be asked without its condition: it reads none, or training hid it now and then."""
+        return self.spec.label_dropout > 0 or not (self.backbone.labels or self.spec.backbone.encoder_layers)
 
     def predictor(self, batch: Batch, process: Gaussian | None = None) -> LatentPredictor:
         """The network bound to a batch, under the model's own noise unless other noise is given."""
@@ -244,6 +253,8 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
     def _denoising(self, batch: Batch, text: Text, rng: Rng) -> Loss:
         """The squared error of what the network predicts, a row counting as much as it has tokens."""
         process, latents = self.process, self._latents(text)
+        told = rng.uniform("label", ()) >= self.spec.label_dropout
+        batch = batch._replace(source_attend=batch.source_attend & told[:, None])
         everywhere = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
         noised = process.measure(process, latents, everywhere, batch.stratum, rng)
         predict = self.predictor(batch)
