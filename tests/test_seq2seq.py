@@ -1,18 +1,22 @@
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 import textdiff
 from tests.data.texts import byte_level, sentence
 from tests.models.tiny import trunk
-from tests.tiny_runs import SHORT, SMALL, pairs, recipe
+from tests.tiny_runs import SHORT, SMALL, pairs, recipe, stock_gpt2
 from textdiff import families
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import main
@@ -22,6 +26,7 @@ from textdiff.data.tokenizer import encode
 from textdiff.decoding import draw
 from textdiff.evaluation.generation import GenerationQuality, bleu, exact_match
 from textdiff.families import Family
+from textdiff.models.base import LanguageModel
 from textdiff.models.latent import LatentDiffusion
 from textdiff.scores import Case, Score
 from textdiff.seq2seq import Scoring, Seq2Seq, blanks, cases, prepare, run
@@ -204,6 +209,11 @@ REFUSED = {
     "--vocab-size 100": "vocab_size is 100, expected at least 260",
     "--tokenizer ./nosuch": "there is no file or folder './nosuch'",
     "--scoring.candidtes 3": "did you mean --scoring.candidates",
+    "--start nosuch": "there is no folder nosuch to start from: name that of a run, or of a model",
+    "--start runs/nosuch": "there is no folder runs/nosuch to start from",
+    "--start few.jsonl": "there is no folder few.jsonl to start from",
+    "--start pairs": "pairs has no config.json: give the folder that holds a model's config.json and model.safetensors",
+    "--start pairs --tokenizer pairs": "start is pairs, which has a tokenizer, and tokenizer is pairs: leave one of them out",
 }
 
 
@@ -262,9 +272,96 @@ def test_the_command_printed_last_asks_the_model(preset: str, capsys: pytest.Cap
             with pytest.raises(SystemExit):
                 main([*words, *wrong])
             assert reason in capsys.readouterr().err
-        with pytest.raises(SystemExit):
-            main(["perplexity", "out", "--data", "pairs"])
-        assert "out has an encoder" in capsys.readouterr().err
+        main(["perplexity", "out", "--data", "pairs", "--draws", "1"])
+        assert "BOS and the prompt are context" in capsys.readouterr().out
+
+
+def at_step_0(preset: str, *words: str) -> LanguageModel:
+    """The model that a run is about to train."""
+    found: list[LanguageModel] = []
+
+    def stop(accelerator: Any, settings: Any, model: LanguageModel, *rest: Any) -> None:
+        found.append(model)
+        raise SystemExit
+
+    with patch("textdiff.seq2seq.train", stop), pytest.raises(SystemExit):
+        translate(preset, *words)
+    return found[0]
+
+
+@pytest.mark.parametrize("preset", ["genie", "masked"])
+def test_a_run_starts_with_the_very_weights_and_tokenizer_of_another(preset: str) -> None:
+    pairs(Path("pairs"))
+    translate(preset, "--out", "first", "--scoring.candidates", "1")
+    saved = load_file("first/model/model.safetensors")
+    for start in ("first", "first/model"):
+        other = ["--start", start, "--out", f"second-{start[-5:]}", "--train.seed", "7", "--response-length", "20"]
+        for words in (other, [*other, "--train.resume"]):  # nothing to resume yet
+            begun = at_step_0(preset, *words)
+            weights = begun.state_dict()
+            assert all(torch.equal(weights[name], tensor) for name, tensor in saved.items())
+            assert {name for name, tensor in weights.items() if name not in saved} == {
+                name for name, tensor in textdiff.load("first").state_dict().items() if name not in saved
+            }
+            assert encode(begun.tokenizer, sentence(5)) == encode(textdiff.load("first").tokenizer, sentence(5))
+            assert begun.vocab == Vocab.of(begun.tokenizer)
+    fresh = at_step_0(preset, "--out", "third").state_dict()
+    assert not all(torch.equal(fresh[name], tensor) for name, tensor in saved.items())
+
+
+def test_what_acts_in_training_alone_may_change_after_the_start() -> None:
+    pairs(Path("pairs"))
+    translate("uniform", "--out", "first", "--scoring.candidates", "1")
+    model = at_step_0("uniform", "--start", "first", "--out", "second", "--model.curriculum", "0", "--model.backbone.dropout", "0.2")
+    assert (model.spec.curriculum, model.spec.backbone.dropout) == (0.0, 0.2)
+    saved = load_file("first/model/model.safetensors")
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
+
+
+def test_what_is_resumed_does_not_start_again() -> None:
+    """A run goes on from its own checkpoint, as if it had not been stopped, with the folder it started from gone."""
+    pairs(Path("pairs"))
+    translate("genie", "--out", "first", "--scoring.candidates", "1")
+    words = ["--start", "first", "--scoring.candidates", "1", "--train.steps", "4", "--train.checkpoint-every", "2"]
+    translate("genie", *words, "--out", "whole")
+    shutil.copytree("whole", "parts")
+    shutil.rmtree("parts/checkpoints/step-00000004")
+    shutil.rmtree("first")
+    translate("genie", *words, "--out", "parts", "--train.resume")
+    whole, parts = (load_file(f"{out}/model/model.safetensors") for out in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    steps = [json.loads(line)["step"] for line in Path("parts/log.jsonl").read_text().splitlines() if "loss" in line]
+    assert steps == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("preset", "start", "reason"),
+    [
+        ("genie", "first", "first was trained with model.backbone.width = 16, here it is 24: make them agree"),
+        ("diffuseq", "first", "first was trained with model.backbone.layers = 1, here it is 2: make them agree"),
+        ("masked", "first", "model.class = textdiff.models.embedding.EmbeddingDiffusion, here it is textdiff.models.discrete.Discrete"),
+        ("autoregressive", "stock", "model.backbone.class = textdiff.backbones.pretrained.Pretrained, here it is textdiff.backbones."),
+        ("genie", "bare", "bare has no tokenizer files: start from a folder that holds its tokenizer"),
+        ("genie", "cut", "the weights of cut are truncated or corrupt"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused_in_one_line(preset: str, start: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(Path("pairs"))
+    stock_gpt2(Path("stock"))
+    translate("genie", "--out", "first", "--scoring.candidates", "1")
+    for copy in ("bare", "cut"):
+        shutil.copytree("first/model", copy)
+    for file in Path("bare").glob("tokenizer*"):
+        file.unlink()
+    Path("cut/model.safetensors").write_bytes(Path("cut/model.safetensors").read_bytes()[:2000])
+    capsys.readouterr()
+    width = ["--model.backbone.width", "24"] if "width" in reason else []
+    layers = ["--model.backbone.layers", "2"] if "layers" in reason else []
+    with pytest.raises(SystemExit) as stopped:
+        translate(preset, "--start", start, *width, *layers, "--out", "out")
+    said = capsys.readouterr().err.strip()
+    assert (stopped.value.code, reason in said, "\n" in said) == (2, True, False), said
+    assert not Path("out").exists()
 
 
 LOOKUP = {

@@ -39,6 +39,10 @@ QUICK = {  # recipes that TINY does not fit
         *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
         *("--vocab-size", "300", "--length", "16", "--samples", "2", "--sampling-steps", "2", "--gammas", "0", "2"),
     ],
+    "denoise": [
+        *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1", "--vocab-size", "300"),
+        *("--spans.length", "24", "--spans.shortest", "6", "--held-out.rows", "6", "--held-out.draws", "2", "--data", "texts"),
+    ],
 }
 
 

@@ -2,8 +2,8 @@
 
 Layers, each importing only from those before it:
 spec randomness vocab batch projection prediction state_prediction | schedules log_snr | processes | guidance | samplers | backbones |
-models oracle | data | evaluation | training | bench plots report recipe scores decoding families seq2seq controlled commands cli. Recipes
-import textdiff, never the reverse.
+models oracle | data | evaluation | training | bench plots report recipe scores decoding families seq2seq denoise controlled commands cli.
+Recipes import textdiff, never the reverse.
 
 Words: `x0, xt` clean and noisy state; `t` in [0, 1], 0 = clean; `alpha` signal left; `target` positions to noise, generate and score;
 `where` positions asked for; `known` clean state held fixed; `nats, nll, nelbo, loss` per-token cost, total, a bound on it, what is

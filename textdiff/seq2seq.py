@@ -16,9 +16,10 @@ from transformers.utils import logging
 
 from textdiff.data.collate import Pairs
 from textdiff.data.corpora import Corpus, resolve
+from textdiff.data.layout import fitting
 from textdiff.data.readers import Pair
 from textdiff.data.splits import Splits
-from textdiff.data.tokenizer import Encoder, train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.decoding import Drawn, draw, has_encoder
 from textdiff.evaluation import minimum_bayes_risk
 from textdiff.evaluation.likelihood import EvaluationStopped, likelihood
@@ -27,9 +28,11 @@ from textdiff.models.base import LanguageModel
 from textdiff.models.latent import LatentDiffusion
 from textdiff.recipe import begin, given_tokenizer, on_main_first, run_folder, saver
 from textdiff.scores import Case, Measure, Outcome, Row, Scores, measured, parameters
+from textdiff.training.checkpoint import list_checkpoints
 from textdiff.training.loop import Evaluate, train
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
+from textdiff.training.start import started
 from textdiff.vocab import Vocab
 
 
@@ -63,7 +66,9 @@ class Seq2Seq(Family):
     columns: tuple[str, ...] | None = None
     """The prompt and response columns, or the suffixes of parallel files (default: those of the usual formats)."""
     tokenizer: str | None = None
-    """Folder or hub id of a tokenizer (default: a byte-level BPE trained on both sides of the training pairs)."""
+    """Folder or hub id of a tokenizer (default: that of `start`, else a byte-level BPE trained on both sides of the training pairs)."""
+    start: Path | None = None
+    """Begin with the weights and the tokenizer of this folder, of a run or of a model, trained with the same model options."""
     vocab_size: int = 2048
     """Size of a trained tokenizer, its special tokens included."""
     source_length: int = 64
@@ -83,6 +88,8 @@ class Seq2Seq(Family):
             raise ValueError(f"{given}: expected 1 token or more of a prompt and 2 or more of a response, its EOS being one")
         if self.columns is not None and len(self.columns) != 2:
             raise ValueError(f"columns are {list(self.columns)}, expected a prompt and a response column")
+        if self.start is not None and self.tokenizer is not None:
+            raise ValueError(f"start is {self.start}, which has a tokenizer, and tokenizer is {self.tokenizer}: leave one of them out")
 
     @property
     def row_length(self) -> int:
@@ -131,15 +138,10 @@ def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator)
     out = on_main(accelerator, lambda: run_folder(recipe, name))
     corpus = on_main_first(accelerator, lambda: resolve(recipe.data, recipe.columns))
     pairs = corpus.pairs()
-    tokenizer = given_tokenizer(recipe.tokenizer, recipe.train.resume, out)
-    if tokenizer is None:
-        both = (text for pair in pairs.train for text in pair)
-        tokenizer = on_main(accelerator, lambda: train_tokenizer(both, recipe.vocab_size))
-    torch.manual_seed(recipe.train.seed)
-    model = recipe.model.build(Vocab.of(tokenizer))
+    model = _begun(recipe, pairs, out, accelerator)
+    tokenizer = model.tokenizer
     _prepare_to_answer(recipe, model)
     prepared = prepare(recipe, corpus, pairs, tokenizer)
-    model.tokenizer = tokenizer
     scores = Scores(out, accelerator.is_main_process)
     scores.header(model, prepared.description, len(prepared.test))
     on_main(accelerator, lambda: begin(out, recipe, tokenizer))
@@ -154,6 +156,20 @@ def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator)
         scores.table(outcome, measure)
         scores.closing(time.perf_counter() - began, _asking(recipe))
     return out
+
+
+def _begun(recipe: Seq2Seq, pairs: Splits[Pair], out: Path, accelerator: Accelerator) -> LanguageModel:
+    """The model and its tokenizer before the first step: those of `start`, or fresh ones, or what a checkpoint will be read into."""
+    torch.manual_seed(recipe.train.seed)
+    if recipe.start is not None and not (recipe.train.resume and list_checkpoints(out / "checkpoints")):
+        return started(recipe.start, recipe.model)
+    tokenizer = given_tokenizer(recipe.tokenizer, recipe.train.resume, out)
+    if tokenizer is None:
+        both = (text for pair in pairs.train for text in pair)
+        tokenizer = on_main(accelerator, lambda: train_tokenizer(both, recipe.vocab_size))
+    model = recipe.model.build(Vocab.of(tokenizer))
+    model.tokenizer = tokenizer
+    return model
 
 
 def _prepare_to_answer(recipe: Seq2Seq, model: LanguageModel) -> None:
@@ -190,18 +206,18 @@ def prepare(recipe: Seq2Seq, corpus: Corpus, pairs: Splits[Pair], tokenizer: Pre
 
     Raises ValueError when no training or validation pair fits, or when there is nothing to test on.
     """
-    fitting = [_fitting(part, tokenizer, recipe.source_length, recipe.response_length) for part in (pairs.train, pairs.validation)]
-    for part, found in zip(("training", "validation"), fitting, strict=True):
+    kept = [fitting(part, tokenizer, recipe.source_length, recipe.response_length) for part in (pairs.train, pairs.validation)]
+    for part, found in zip(("training", "validation"), kept, strict=True):
         if not found:
             lengths = f"source_length {recipe.source_length} and response_length {recipe.response_length}"
             raise ValueError(f"{recipe.data} has no {part} pair within {lengths}: raise them, or give more pairs")
     test = _spaced(cases(pairs.test), recipe.scoring.test_limit)
     if not test:
         raise ValueError(f"{recipe.data} is too small: its hash split leaves no test pair; name a folder with train, valid and test files")
-    left_out = len(pairs.train) - len(fitting[0])
+    left_out = len(pairs.train) - len(kept[0])
     note = f"; {left_out} training pairs longer than {recipe.source_length} + {recipe.response_length} tokens left out" if left_out else ""
-    train_rows, validation = (recipe.rows(part, tokenizer, recipe.fill) for part in fitting)
-    answered = _spaced(cases(fitting[1]), recipe.scoring.rows_while_training)
+    train_rows, validation = (recipe.rows(part, tokenizer, recipe.fill) for part in kept)
+    answered = _spaced(cases(kept[1]), recipe.scoring.rows_while_training)
     return Prepared(train_rows, validation, answered, test, corpus.description + note)
 
 
@@ -211,12 +227,6 @@ def cases(pairs: Sequence[Pair]) -> list[Case]:
     for pair in pairs:
         found.setdefault(pair.prompt, []).append(pair.response)
     return [Case(prompt, tuple(responses)) for prompt, responses in found.items()]
-
-
-def _fitting(pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, source: int, response: int) -> list[Pair]:
-    encode = Encoder(tokenizer)
-    sizes = zip(pairs, encode([pair.prompt for pair in pairs]), encode([pair.response for pair in pairs]), strict=True)
-    return [pair for pair, asked, answer in sizes if len(asked.ids) <= source and len(answer.ids) < response]
 
 
 def _spaced(found: Sequence[Any], limit: int | None) -> list[Any]:

@@ -1,0 +1,31 @@
+"""Begin a run with the weights and the tokenizer of another run of the same model, such as its pre-training."""
+
+from pathlib import Path
+
+from textdiff.models.base import LanguageModel, ModelSpec
+from textdiff.models.loading import load
+from textdiff.spec import to_plain
+from textdiff.training.run import flat
+
+# what acts in training alone may change from one run to the next; all else says what the weights mean
+_FREE_TO_CHANGE = {"model.backbone.dropout", "model.backbone.gradient_checkpointing", "model.curriculum", "model.label_dropout"}
+
+
+def started(folder: Path, spec: ModelSpec) -> LanguageModel:
+    """The model that `spec` asks for, with the weights and the tokenizer of a run's folder, or of a model's.
+
+    Raises ValueError with one line when there is no such folder, or its model is none of ours, is another one, or has no tokenizer.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder} to start from: name that of a run, or of a model")
+    source = load(str(folder))
+    there, here = flat("model", to_plain(source.spec)), flat("model", to_plain(spec))
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name) and name not in _FREE_TO_CHANGE:
+            raise ValueError(f"{folder} was trained with {name} = {there.get(name)}, here it is {here.get(name)}: make them agree")
+    if source.tokenizer is None:
+        raise ValueError(f"{folder} has no tokenizer files: start from a folder that holds its tokenizer")
+    model = spec.build(source.vocab)
+    model.load_state_dict(source.state_dict())
+    model.tokenizer = source.tokenizer
+    return model
