@@ -240,7 +240,7 @@ REFUSED_BY = {
     "autoregressive --fill": "fill is on and the model writes token by token until EOS: turn it off",
     "genie --no-encoder": "encoder is off and the model's trunk has an encoder: make them agree",
     "genie --source-length 300": "source_length is 300 and the encoder reads 256 tokens: shorten it",
-    "modern --single.temperature 0": "this model draws vectors: leave them out",
+    "genie --single.temperature 0": "this model draws vectors: leave them out",
     "latent --varied.temperature 0.5": "this model draws vectors: leave them out",
 }
 

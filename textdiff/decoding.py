@@ -25,7 +25,7 @@ class Decode:
     sampler: Sampler
     """The loop; samplers that count their steps take `--...sampler.steps`."""
     temperature: float = 1.0
-    """0 takes the most probable token; it acts on beliefs about tokens, so models that draw vectors do without (1)."""
+    """0 takes the most probable token; it acts on beliefs about tokens, so models that regress vectors do without (1)."""
 
     def __post_init__(self) -> None:
         Filters(self.temperature)

@@ -71,9 +71,9 @@ def autoregressive(trunk: TransformerConfig) -> Family:
     return Family(AutoregressiveSpec(backbone=trunk), Decode(Autoregressive(), 0.0), Decode(Autoregressive()), encoder=False, fill=False)
 
 
-def _vectors(model: ModelSpec, encoder: bool, spacing: Spacing) -> Family:
+def _vectors(model: ModelSpec, encoder: bool, spacing: Spacing, temperature: float = 1.0) -> Family:
     """Drawn by DDIM, with the noise of ancestral steps for the candidates."""
-    return Family(model, Decode(DDIM(_STEPS, spacing)), Decode(DDIM(_STEPS, spacing, eta=1.0)), encoder=encoder, fill=True)
+    return Family(model, Decode(DDIM(_STEPS, spacing), temperature), Decode(DDIM(_STEPS, spacing, eta=1.0)), encoder=encoder, fill=True)
 
 
 def diffuseq(trunk: TransformerConfig) -> Family:
@@ -87,8 +87,8 @@ def genie(trunk: TransformerConfig) -> Family:
 
 
 def modern(trunk: TransformerConfig) -> Family:
-    """The modern embedding model, the clean prompt in the same row."""
-    return _vectors(embedding_presets.modern(trunk, noise=2.5, scale=0.3), encoder=False, spacing=EqualLogSNR())
+    """The modern embedding model, the clean prompt in the same row; its one best response is drawn from sharpened beliefs."""
+    return _vectors(embedding_presets.modern(trunk, noise=2.5, scale=0.3), encoder=False, spacing=EqualLogSNR(), temperature=0.2)
 
 
 def latent(trunk: TransformerConfig, response_length: int) -> Family:

@@ -5,7 +5,7 @@ wrong on purpose (`mixed`) must be found out. Everything here is float64.
 """
 
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy
 import torch
@@ -150,6 +150,7 @@ class GaussianOracle:
     process: Gaussian
     table: Tensor
     uniform: float = 0.0
+    weighs_tokens: ClassVar[bool] = True
 
     def predictor(self, batch: Batch) -> "GaussianOraclePredictor":
         """The oracle bound to a batch; padding says nothing about the rest of its row."""

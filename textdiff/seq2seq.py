@@ -198,7 +198,8 @@ def _check_rows(recipe: Seq2Seq, model: LanguageModel) -> None:
 
 def _asking(recipe: Seq2Seq) -> str:
     """The options of `textdiff generate` that ask the model for one response as it was trained to give it."""
-    return ("" if recipe.encoder else "--response ") + ("--temperature 0 " if recipe.single.temperature == 0 else "") + "--prompt TEXT"
+    temperature = recipe.single.temperature
+    return ("" if recipe.encoder else "--response ") + ("" if temperature == 1 else f"--temperature {temperature:g} ") + "--prompt TEXT"
 
 
 def prepare(recipe: Seq2Seq, corpus: Corpus, pairs: Splits[Pair], tokenizer: PreTrainedTokenizerBase) -> Prepared:

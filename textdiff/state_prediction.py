@@ -1,5 +1,7 @@
 """The network's belief about a clean vector beside its belief about the token that the vector stands for."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,10 @@ class StatePrediction(Prediction):
         """The clean state (B, L, D) to end on: where vectors stand for tokens that of the likeliest token, because the mean of two tokens
         may lie nearest to a third; else the mean."""
         return self.state()
+
+    def weighed(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        """The mean of x0 (B, L, D) when `change` is made to the logits (N, V) that weigh it; raises ValueError where none do."""
+        raise ValueError(f"{type(self).__name__} is not weighed by logits, which temperature, top-k and top-p act on: leave them out")
 
 
 class Regressed(HeadPrediction, StatePrediction):
@@ -56,9 +62,12 @@ class Interpolated(HeadPrediction, StatePrediction):
     def landing(self) -> Tensor:
         return _likeliest(self, self.table)
 
-    def _weighed(self, hidden: Tensor) -> Tensor:
+    def weighed(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        return self._weighed(self.hidden.flatten(0, 1), change).unflatten(0, self.shape)
+
+    def _weighed(self, hidden: Tensor, change: Callable[[Tensor], Tensor] = lambda logits: logits) -> Tensor:
         parts = hidden.split(chunk_rows(len(self.head.weight), hidden.device))
-        return torch.cat([self.head(part).softmax(-1).to(self.table.dtype) @ self.table for part in parts])
+        return torch.cat([change(self.head(part)).softmax(-1).to(self.table.dtype) @ self.table for part in parts])
 
 
 class Moved(StatePrediction):
@@ -88,6 +97,9 @@ class TabledState(StatePrediction):
 
     def state(self, where: Tensor | None = None) -> Tensor:
         return self.logits(where).softmax(-1) @ self.table
+
+    def weighed(self, change: Callable[[Tensor], Tensor]) -> Tensor:
+        return change(self.logits().flatten(0, 1)).softmax(-1).unflatten(0, self.shape) @ self.table
 
     def landing(self) -> Tensor:
         return _likeliest(self, self.table)

@@ -12,8 +12,10 @@ from textdiff.batch import Batch
 from textdiff.guidance.base import GuidedDenoiser
 from textdiff.guidance.clamp import Clamp
 from textdiff.guidance.classifier_free import ClassifierFree
+from textdiff.guidance.filters import Filters
 from textdiff.guidance.vectors import SourceHidden, Weighed
 from textdiff.models.embedding import EmbeddingDiffusion, EmbeddingDiffusionLM
+from textdiff.models.reading import Regression, Softmax
 from textdiff.randomness import Rng
 from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.base import Sampler
@@ -153,3 +155,40 @@ def test_a_source_that_training_never_hid_cannot_be_hidden_now(build: Any, backb
 def test_without_a_source_there_is_nothing_to_weigh() -> None:
     with pytest.raises(ValueError, match=r"^guidance with gamma 2.0 needs a condition and the batch has no source"):
         sampled(ClassifierFree(2.0)(embedded()), ragged(), DDIM(steps=2))
+
+
+def tempered(law: Tensor) -> Tensor:
+    return (law**2) / (law**2).sum(-1, keepdim=True)
+
+
+def best_two(law: Tensor) -> Tensor:
+    kept = law * (law >= law.topk(2).values[..., -1:])
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def best(law: Tensor) -> Tensor:
+    return torch.nn.functional.one_hot(law.argmax(-1), law.shape[-1]).to(law.dtype)
+
+
+@pytest.mark.parametrize(
+    ("filters", "changed"), [(Filters(0.5), tempered), (Filters(top_k=2), best_two), (Filters(0.0), best)], ids=["half", "two", "greedy"]
+)
+@pytest.mark.parametrize("self_conditioning", [0.0, 0.5])
+def test_filters_change_the_weights_of_the_mean_and_not_where_it_lands(filters: Filters, changed: Any, self_conditioning: float) -> None:
+    model, batch = embedded(reading=Softmax(), self_conditioning=self_conditioning), labelled()
+    xt, t = noisy(model, batch, 0.7)
+    plain = model.predictor(batch)(xt, t)
+    found: Any = filters(model).predictor(batch)(xt, t)
+    assert torch.allclose(found.state(), changed(plain.logits().double().softmax(-1)) @ plain.table, atol=1e-6)
+    assert not torch.allclose(found.state(), plain.state(), atol=1e-3)
+    assert torch.equal(found.landing(), plain.landing())
+    assert found.calls == plain.calls
+    after: Any = filters(model).predictor(batch)(xt, t, found)  # what the network reads of a belief before is as it was in training
+    assert torch.equal(after.inner.state(), model.predictor(batch)(xt, t, plain).state())
+
+
+@pytest.mark.parametrize("denoiser", [embedded(reading=Regression()), Clamp()(embedded(reading=Softmax())), latents()])
+def test_filters_refuse_vectors_that_no_softmax_over_tokens_weighs(denoiser: Any) -> None:
+    with pytest.raises(ValueError, match="this model draws vectors: leave them out"):
+        Filters(0.5)(denoiser)
+    assert Filters()(denoiser) is denoiser

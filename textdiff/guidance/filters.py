@@ -1,14 +1,28 @@
 """Temperature, top-k and top-p: changes of the law that tokens are drawn from, applied to the prediction before any posterior."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from textdiff.batch import Batch
 from textdiff.guidance.base import Guidance, GuidedDenoiser, GuidedProcess, each
+from textdiff.guidance.vectors import MovingDenoiser
 from textdiff.prediction import MostProbable, Prediction, TransformedPrediction
 from textdiff.processes.base import Denoiser
 from textdiff.processes.gaussian import Gaussian
+from textdiff.state_prediction import Moved, StatePrediction
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A model of vectors that says what its beliefs are made of."""
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """True where the mean of x0 is one of a table's rows, weighed by a softmax over tokens."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -18,6 +32,9 @@ class Filters(Guidance):
     The token that crosses `top_p` is kept (Holtzman et al. 2020, as Hugging Face and Duo; BD3-LM and ReMDM drop it). They are made for the
     outside of other guidance, so that the tokens kept are the best of the guided belief about x0. Where guidance weighs reverse steps, each
     belief that it weighs is divided by the temperature and cut to those tokens: the best of p(xs | xt) itself is almost always not to move.
+
+    Of vectors it is the mean that changes, where it is one of a table's rows weighed by a softmax (score temperature, CDCD, Dieleman et al.
+    2022); raises ValueError, when it wraps the model, for vectors that are regressed or guided.
     """
 
     temperature: float = 1.0
@@ -36,12 +53,17 @@ class Filters(Guidance):
         if self == Filters():
             return denoiser
         if isinstance(denoiser.process, Gaussian):
-            raise ValueError("temperature, top-k and top-p act on beliefs about tokens and this model draws vectors: leave them out")
+            if not isinstance(denoiser, Weighing) or not denoiser.weighs_tokens:
+                raise ValueError("temperature, top-k and top-p act on beliefs about tokens and this model draws vectors: leave them out")
+            return MovingDenoiser(denoiser, self._moved)
         return GuidedDenoiser(denoiser, self.within if isinstance(denoiser.process, GuidedProcess) else self.applied)
 
     def applied(self, pred: Prediction) -> Prediction:
         """A prediction that draws from the filtered law."""
         return MostProbable(pred) if self.temperature == 0 else TransformedPrediction(pred, self.logits)
+
+    def _moved(self, pred: StatePrediction, xt: Tensor, t: Tensor, batch: Batch) -> Moved:
+        return Moved(pred, pred.landing() if self.temperature == 0 else pred.weighed(self.logits), pred.calls)
 
     def within(self, pred: Prediction) -> Prediction:
         """A guided prediction whose beliefs keep the tokens that the filtered guided belief does."""

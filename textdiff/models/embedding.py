@@ -1,8 +1,7 @@
 """Diffusion of token vectors: Diffusion-LM, DiffuSeq, GENIE and their successors are settings of one model.
 
-Tokens become rows of an embedding table, Gaussian noise acts on those, a trunk reads the noisy vectors and says what they were. Prompts,
-sources and infilled text are clean vectors that no noise touches (DiffuSeq's partial noising); a trunk with an encoder cross-attends to
-`batch.source` instead (GENIE).
+Tokens become rows of a table, Gaussian noise acts on those, a trunk reads the noisy vectors and says what they were. Prompts, sources and
+infilled text are clean vectors that no noise touches (DiffuSeq); a trunk with an encoder cross-attends to `batch.source` instead (GENIE).
 """
 
 import math
@@ -187,6 +186,11 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
     def learnt_untold(self) -> bool:
         """Whether the model can be asked without its condition: it reads none, or training hid it now and then."""
         return self.spec.label_dropout > 0 or not (self.backbone.labels or self.spec.backbone.encoder_layers)
+
+    @property
+    def weighs_tokens(self) -> bool:
+        """Whether x0 is a mean of the vectors weighed by a softmax, and not regressed."""
+        return isinstance(self.spec.reading, Softmax)
 
     def vectors(self) -> Tensor:
         """The vectors (V, D), around the origin that noise is added at."""
