@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import textdiff
 from tests.tiny_runs import RECIPES, SMALL, TINY, corpus, quickstart, recipe, stock_bert, stock_gpt2
-from tests.wrong_inputs import GENERATE, PERPLEXITY, QUICKSTART
+from tests.wrong_inputs import GENERATE, PERPLEXITY, QUICKSTART, SPECULATE
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import main
 from textdiff.data.corpora import resolve
@@ -94,11 +94,11 @@ def everything() -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
 
 
-@pytest.mark.parametrize("line", [*GENERATE, *PERPLEXITY, *QUICKSTART], ids=lambda line: line[:70])
+@pytest.mark.parametrize("line", [*GENERATE, *PERPLEXITY, *SPECULATE, *QUICKSTART], ids=lambda line: line[:70])
 def test_a_wrong_input_ends_in_one_line_and_exit_code_2_and_costs_no_file(
     line: str, place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = {**GENERATE, **PERPLEXITY, **QUICKSTART}[line]
+    message = {**GENERATE, **PERPLEXITY, **SPECULATE, **QUICKSTART}[line]
     before, words = everything(), line.split()
     capsys.readouterr()
     command = main if words[0] == "textdiff" else (lambda rest: quickstart(*rest) if len(rest) > 1 else recipe(*words))
@@ -280,7 +280,7 @@ def test_a_terminal_that_knows_only_ascii_still_shows_the_result(place: Path) ->
     assert "perplexity" in done.stdout
 
 
-@pytest.mark.parametrize("words", [[], ["generate"], ["perplexity"]])
+@pytest.mark.parametrize("words", [[], ["generate"], ["perplexity"], ["speculate"]])
 def test_help_is_quick_because_it_needs_no_torch(words: list[str]) -> None:
     call = f"import sys; from textdiff.cli import main\ntry: main({[*words, '--help']!r})"
     code = f"{call}\nexcept SystemExit as stop: print(stop.code, 'torch' in sys.modules)"

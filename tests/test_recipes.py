@@ -64,10 +64,14 @@ def saved_recipe(out: str) -> Recipe:
 def test_every_preset_trains_two_steps_and_leaves_a_whole_run(name: str, preset: str) -> None:
     corpus(Path("texts"))
     pair_files(Path("pairs"))
-    recipe(name, preset, *QUICK.get(name, [*TINY, "--data", "texts"]), *SMALL, "--out", "out")
+    stock_gpt2(Path("gpt2"))
+    small = [] if name == "adapt" else SMALL  # its trunk is there already
+    recipe(name, preset, *QUICK.get(name, [*TINY, "--data", "texts"]), *small, "--out", "out")
     assert steps("out")[-1] == 2
     assert results("out")
     asked = SCRIPTS[name].presets[preset]()
+    if name == "adapt":
+        asked = asked.recipe()
     if isinstance(asked, Seq2Seq):
         asked = replace(asked, response_length=int(yaml.safe_load(Path("out/recipe.yaml").read_text())["response_length"])).sized()
     model = textdiff.load("out")

@@ -16,11 +16,12 @@ from tests.data.texts import documents, sentence, word_piece
 from textdiff import cli
 
 RECIPES = Path(__file__).parent.parent / "recipes"
-TINY = [
-    *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1", "--vocab-size", "300"),
+BRIEF = [
+    *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1"),
     *("--layout.length", "24", "--evaluation.draws", "2", "--evaluation.samples", "2"),
     *("--evaluation.sample-tokens", "6", "--evaluation.sample-steps", "3"),
 ]
+TINY = [*BRIEF, "--vocab-size", "300"]
 SMALL = ["--model.backbone.width", "16", "--model.backbone.layers", "1", "--model.backbone.heads", "2"]
 
 SHORT = [  # of recipes on pairs
@@ -30,6 +31,7 @@ SHORT = [  # of recipes on pairs
 ]
 
 QUICK = {  # recipes that TINY does not fit
+    "adapt": [*BRIEF, "--data", "texts", "--model", "gpt2"],
     "dates": [*SHORT, "--response-length", "11"],
     "translation": [*SHORT, "--data", "pairs"],
     "paraphrase": [*SHORT, "--data", "pairs"],

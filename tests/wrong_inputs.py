@@ -73,6 +73,21 @@ PERPLEXITY = {
     "textdiff perplexity masked --data text.txt --json nosuch/numbers.json": "no folder nosuch to write numbers.json into: create it first",
     "textdiff perplexity masked --data text.txt --json nothing": "nothing is a folder: name the json file",
 }
+SPECULATE = {
+    "textdiff speculate --target masked --drafter masked": "masked is a diffusion model, .*: name a causal model as target",
+    "textdiff speculate --target gpt2 --drafter gpt2": "gpt2 is a causal model: name a diffusion model as drafter",
+    "textdiff speculate --target gpt2 --drafter masked": "differ in .* ids, the first 0: .* train the drafter with the target's tokenizer",
+    "textdiff speculate --target gpt2 --drafter classifier": "classifier is a classifier, which neither writes text nor scores it",
+    "textdiff speculate --target gpt2 --drafter nosuch": "nosuch cannot be opened .there is no folder of that name",
+    "textdiff speculate --target gpt2": "--drafter",
+    "textdiff speculate --target gpt2 --drafter adapted --draft-length 0": "draft length is 0, expected 1 or more",
+    "textdiff speculate --target gpt2 --drafter adapted --draft-steps 0": "steps is 0, expected 1 or more",
+    "textdiff speculate --target gpt2 --drafter adapted --draft-sampler Gredy": "there is no sampler 'Gredy'",
+    "textdiff speculate --target gpt2 --drafter adapted --draft-sampler Blockwise": "Blockwise samples a Block process",
+    "textdiff speculate --target gpt2 --drafter adapted --temperature -1": "temperature is -1.0, expected 0",
+    "textdiff speculate --target gpt2 --drafter adapted --max-new-tokens 0": "max_new_tokens is 0, expected 1 or more",
+    "textdiff speculate --target gpt2 --drafter adapted --max-new-tokens 64": "exceed the 64 that both models read: shorten one",
+}
 QUICKSTART = {
     "quickstart": "name a preset: masked, autoregressive",
     "quickstart maskd": "there is no preset 'maskd': did you mean 'masked'?",

@@ -16,6 +16,7 @@ import tyro
 from textdiff.commands.bench import Bench
 from textdiff.commands.generate import Generate
 from textdiff.commands.perplexity import Perplexity
+from textdiff.commands.speculate import Speculate
 
 Kind = TypeVar("Kind")
 
@@ -89,6 +90,7 @@ def run_presets(presets: Mapping[str, Callable[[], Any]], run: Callable[[Any, st
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
+    | Annotated[Speculate, tyro.conf.subcommand("speculate")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
 

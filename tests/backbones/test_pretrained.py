@@ -243,7 +243,7 @@ def test_batches_that_do_not_fit_are_refused() -> None:
         backbone.context(Batch.of(rows(1, 63)))
     with pytest.raises(ValueError, match="has no encoder: put the batch's source before"):
         backbone.context(Batch.of(rows(1), source=rows(1)))
-    with pytest.raises(ValueError, match="sample it through the stock `generate`"):
+    with pytest.raises(ValueError, match=r"keeps its own key-value cache: ask for it with `cache\(length\)`"):
         backbone(rows(1), backbone.context(Batch.of(rows(1))), cache=KeyValueCache(8))
     with pytest.raises(ValueError, match="dtype 'int8' is not one of"):
         Pretrained("gpt2", dtype="int8")

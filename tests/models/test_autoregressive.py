@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.backbones.reading import ROUNDS, read_and_taken_back
 from tests.backbones.stock_models import tiny
 from tests.models.tiny import MASK, PAD, TEXT, VOCAB, autoregressive, lone, ragged, trunk
 from textdiff.backbones.pretrained import Pretrained
@@ -103,6 +104,17 @@ def test_reading_in_parts_is_reading_at_once(cuts: list[int]) -> None:
     parts = read_in_parts(model, tokens, cuts)
     for end, part in zip([*cuts, 7], parts, strict=True):
         torch.testing.assert_close(part, read_in_parts(model, tokens[:, :end], [])[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"place_embedding": True}], ids=str)
+@torch.no_grad()
+def test_rows_that_go_on_from_places_of_their_own_are_read_as_whole_rows(options: dict[str, bool]) -> None:
+    model = autoregressive(backbone=trunk(**options))
+    tokens = torch.randint(0, 6, (3, 17), generator=torch.Generator().manual_seed(1))  # nothing is predicted from the last
+    batch = Batch.of(tokens)
+    whole = model.backbone(tokens, model.backbone.context(batch))
+    for row, read in enumerate(read_and_taken_back(model.predictor(batch), tokens, ROUNDS)):
+        torch.testing.assert_close(read, whole[row, : len(read)], atol=1e-10, rtol=1e-10)
 
 
 def test_bfloat16_autocast_gives_a_finite_loss_near_the_exact_one() -> None:

@@ -288,7 +288,7 @@ def test_label_dropout_hides_the_labels_of_that_share_of_rows() -> None:
     rows = 4000
     model, told = diffusion(backbone=trunk(labels=2), label_dropout=0.25), []
     context: Callable[..., object] = model.backbone.context
-    model.backbone.context = lambda batch: told.append(batch.source_attend) or context(batch)
+    model.backbone.context = lambda batch, ahead: told.append(batch.source_attend) or context(batch, ahead)
     model(Batch.of(torch.ones(rows, 1, dtype=torch.long), source=torch.ones(rows, 1, dtype=torch.long)), seed=0, step=0)
     assert abs(float(told[0].double().mean()) - 0.75) < 4.5 * (0.1875 / rows) ** 0.5
 

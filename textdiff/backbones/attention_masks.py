@@ -19,21 +19,16 @@ def padding(attend: Tensor) -> Tensor:
     return attend[:, None, None, :]
 
 
-def combined(attend: Tensor, document: Tensor, is_causal: bool) -> Tensor | None:
+def combined(attend: Tensor, document: Tensor, is_causal: bool, ahead: Tensor | None = None) -> Tensor | None:
     """One mask (B, 1, L, L) of padding, documents and direction, or None when nothing but the direction restricts attention.
 
-    The diagonal is always on: a padding row attends to itself instead of to nothing, which softmax could not normalise.
+    `ahead` (L, L) narrows what a bidirectional mask shows of the future to its True entries. The diagonal is always on: a padding row
+    attends to itself instead of to nothing, which softmax could not normalise.
     """
     padded, packed = not bool(attend.all()), bool(document.any())
-    if not padded and not packed:
+    if not padded and not packed and (is_causal or ahead is None):
         return None
-    length = attend.shape[1]
-    mask = padding(attend).expand(-1, 1, length, -1)
-    if packed:
-        mask = mask & same_document(document)
-    if is_causal:
-        mask = mask & causal(length, attend.device)
-    return mask | torch.eye(length, dtype=torch.bool, device=attend.device)
+    return stock(attend, document, is_causal, None, ahead)
 
 
 def blockwise(attend: Tensor, document: Tensor, size: int, first: int = 0) -> Tensor:
@@ -68,6 +63,11 @@ def _distinct(attend: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
     return (attend[:1], document[:1]) if alike else (attend, document)
 
 
+def apart(document: Tensor, attend: Tensor) -> Tensor:
+    """Document numbers (B, L) in which padding on the left is a document of its own: positions begin behind it."""
+    return document.masked_fill(attend.cumsum(1) == 0, -1)
+
+
 def positions(document: Tensor) -> Tensor:
     """(B, L) long: 0, 1, 2, ... within each run of one document number."""
     index = torch.arange(document.shape[1], device=document.device).expand_as(document)
@@ -76,13 +76,20 @@ def positions(document: Tensor) -> Tensor:
     return index - starts.cummax(1).values
 
 
+def own_block(length: int, size: int, device: torch.device) -> Tensor:
+    """(L, L): query and key lie in the same block of `size`, counted from the start of the row."""
+    block = torch.arange(length, device=device) // size
+    return block[:, None] == block[None]
+
+
 def stock(attend: Tensor, document: Tensor, is_causal: bool, window: int | None = None, ahead: Tensor | None = None) -> Tensor:
     """(B, 1, L, L): padding, documents, direction and sliding window in the conventions of stock models; never None.
 
     `ahead` (L, L) opens entries of a causal mask one by one: random while annealing from causal to bidirectional (DiffuGPT,
     arXiv 2410.17891), the own block for block-causal attention. A causal window of w has w keys; a two-way one reaches w to each side.
     """
-    length, device = attend.shape[1], attend.device
+    rows, length, device = *attend.shape, attend.device
+    attend, document = _distinct(attend, document)
     index = torch.arange(length, device=device)
     distance = index[:, None] - index[None]
     allow = distance >= 0 if window is None else (distance >= 0) & (distance < window)
@@ -90,7 +97,7 @@ def stock(attend: Tensor, document: Tensor, is_causal: bool, window: int | None 
         within = torch.ones_like(allow) if window is None else distance.abs() <= window
         allow = allow | (within if ahead is None else within & ahead)
     allow = allow & padding(attend) & same_document(document)
-    return allow | (distance == 0)
+    return (allow | (distance == 0)).expand(rows, -1, -1, -1)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

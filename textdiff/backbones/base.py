@@ -43,24 +43,55 @@ class Cache(Protocol):
 
 
 class KeyValueCache:
-    """Keys and values of the tokens a causal trunk has read: one pair of (B, heads, capacity, width) buffers per layer."""
+    """Keys and values of the tokens a causal trunk has read: one pair of (B, heads, capacity, width) buffers per layer, in which column l
+    is position l of its row. Rows that were cropped go on from places of their own."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity, self.length = capacity, 0
+        self.capacity, self.length = capacity, 0  # length: of the longest row
+        self._lengths: Tensor | None = None  # (B,) where rows differ
         self._layers: list[tuple[Tensor, Tensor]] = []
 
+    def places(self, n: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
+        """The positions of the next n tokens, (n,) or (B, n), and the keys that each sees, (B or 1, 1, n, keys) bool, or None where the
+        order of the call's own tokens says it."""
+        places = self._positions(n, device)
+        if self._lengths is None and (n == 1 or self.length == 0):
+            return places, None
+        keys = torch.arange(min(self.length + n, self.capacity), device=device)
+        return places, (keys <= places.view(-1, 1, n, 1))
+
     def update(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        n = key.shape[2]
         if layer == len(self._layers):
             shape = (*key.shape[:2], self.capacity, key.shape[3])
-            self._layers.append((key.new_empty(shape), value.new_empty(shape)))
-        end = self.length + key.shape[2]
+            # zeros: what a row has not written yet is masked, and 0 times a number that is none would still be none
+            self._layers.append((key.new_zeros(shape), value.new_zeros(shape)))
+        end = min(self.length + n, self.capacity)
         for buffer, new in zip(self._layers[layer], (key, value), strict=True):
-            buffer[:, :, self.length : end] = new
+            if self._lengths is None:
+                buffer[:, :, self.length : end] = new
+            else:
+                places = self._positions(n, key.device)[:, None, :, None]
+                buffer.scatter_(2, places.expand_as(new), new.to(buffer.dtype))
         keys, values = self._layers[layer]
         return keys[:, :, :end], values[:, :, :end]
 
     def advance(self, n: int) -> None:
         self.length += n
+        if self._lengths is not None:
+            self._lengths = self._lengths + n
+
+    def crop(self, count: Tensor) -> None:
+        """Forget the last `count` (B,) tokens of each row."""
+        lengths = (self.length if self._lengths is None else self._lengths) - count
+        self.length = int(lengths.max())
+        self._lengths = None if bool((lengths == self.length).all()) else lengths
+
+    def _positions(self, n: int, device: torch.device) -> Tensor:
+        if self._lengths is None:
+            return torch.arange(self.length, self.length + n, device=device)
+        # beside a longer draft a row may be given tokens beyond its end: they go to the last column, after which nothing is predicted
+        return (self._lengths[:, None] + torch.arange(n, device=device)).clamp_max(self.capacity - 1)
 
 
 class FinishedCache:
@@ -91,13 +122,17 @@ class Backbone(nn.Module):
     self_conditioned: bool = False  # reads `previous`
     labels: int = 0  # classes that `batch.source` may name
     reads_blocks: bool = False  # its contexts are `BlockContext`s, and it takes a cache of any direction
+    turns_causal: bool = False  # when bidirectional, can be asked to look back only
+    opens_entries: bool = False  # when bidirectional, can be asked to look ahead at some positions only
     trunk: Any = None  # the stock PreTrainedModel inside, for trunks that wrap one
 
     def init_weights(self, module: nn.Module) -> None:
         """Fresh values for the parameters of one submodule; called on every one by transformers' `post_init`."""
 
-    def context(self, batch: Batch) -> Any:
-        """Masks, positions and encoder memory of a batch, computed once however often the trunk is then called."""
+    def context(self, batch: Batch, ahead: Tensor | bool = True) -> Any:
+        """Masks, positions and encoder memory of a batch, computed once however often the trunk is then called.
+
+        `ahead` is what a bidirectional trunk sees of the future: everything, nothing, or the True entries of (L, L)."""
         raise NotImplementedError
 
     def forward(
@@ -113,6 +148,11 @@ class Backbone(nn.Module):
         `noise` (B,) or (B, L) in [0, 1] is the noise level, and `previous` (B, L, H) the mean embedding of the prediction before, for
         trunks that take them."""
         raise NotImplementedError
+
+    def cache(self, length: int) -> Any:
+        """An empty cache for rows of `length` tokens, for trunks that read left to right: `forward` takes it, and `crop(count)` makes each
+        row forget its last `count` (B,) tokens."""
+        return KeyValueCache(length)
 
     def head(self, banned: tuple[int, ...] = ()) -> Head:
         """The projection to the vocabulary with `banned` ids at -inf."""

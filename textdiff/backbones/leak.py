@@ -1,12 +1,18 @@
-"""Which tokens a stock model lets a position see, found by changing a token and looking who notices."""
+"""Which tokens a stock model lets a position see, found by changing a token and looking who notices, and how to turn it."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from textdiff.backbones import hub
+
+_ROUNDING = 0.01  # of the largest logit: what regrouping experts may do to a causal model in half precision
 
 
 def without_cache(trunk: PreTrainedModel) -> dict[str, bool]:
@@ -44,6 +50,49 @@ def one_way_layers(trunk: PreTrainedModel, tokens: Tensor, attend: Tensor | None
         for handle in handles:
             handle.remove()
     return found
+
+
+def turn(trunk: PreTrainedModel, causal: bool, tokens: Tensor) -> None:
+    """Make the trunk look the asked way, tried on `tokens` (1, 3); raises ValueError when it does not."""
+    title, masked = type(trunk).__name__, hub.is_masked_lm(trunk)
+    if causal and masked:
+        raise ValueError(f"{title} is a masked LM, bidirectional by construction: ask for causal=False or take a causal LM")
+    config = trunk.config.get_text_config(decoder=True)
+    if not masked and getattr(config, "is_causal", True) != causal:  # stock configurations lack the field until it is set
+        config.is_causal = causal
+    for ids, attend in _unpadded_and_padded(tokens):
+        ahead = look_ahead(trunk, ids, attend)
+        if causal and ahead > _ROUNDING:
+            raise ValueError(f"{title} lets a position see later tokens: it cannot serve as a causal model")
+        one_way = [] if causal else one_way_layers(trunk, ids, attend)
+        if not causal and (one_way or ahead == 0):
+            where = f"in {len(one_way)} layers, the first {one_way[0]}" if one_way else "throughout"
+            raise ValueError(f"{title} stays causal {where}, also with is_causal=False: choose another model for diffusion")
+
+
+@contextmanager
+def turned_causal(trunk: PreTrainedModel) -> Iterator[None]:
+    """A bidirectional trunk that looks back only while this lasts."""
+    config = trunk.config.get_text_config(decoder=True)
+    before = config.is_causal
+    config.is_causal = True
+    try:
+        yield
+    finally:
+        config.is_causal = before
+
+
+def turns_causal(trunk: PreTrainedModel, tokens: Tensor) -> bool:
+    """Whether `turned_causal` keeps a bidirectional trunk from looking ahead, tried on `tokens` (1, 3)."""
+    if hub.is_masked_lm(trunk):
+        return False
+    with turned_causal(trunk):
+        return all(look_ahead(trunk, ids, attend) <= _ROUNDING for ids, attend in _unpadded_and_padded(tokens))
+
+
+def _unpadded_and_padded(tokens: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """Padding makes a model write its mask out: another path."""
+    return [(tokens, None), (tokens.expand(2, -1), torch.tensor([[1, 1, 1], [1, 1, 0]], device=tokens.device))]
 
 
 def _run(trunk: PreTrainedModel, tokens: Tensor, attend: Tensor | None) -> Tensor:

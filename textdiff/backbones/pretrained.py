@@ -8,8 +8,9 @@ forward pays no vocabulary projection; the head is then evaluated only where it 
 import inspect
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,12 @@ from transformers import PreTrainedModel
 
 from textdiff.backbones import attention_masks, hub, leak
 from textdiff.backbones.base import Backbone, BackboneConfig, Cache, banned_ids
+from textdiff.backbones.stock_cache import StockCache
 from textdiff.batch import Batch
 from textdiff.projection import Head
 from textdiff.vocab import Vocab
 
 _DTYPES = ("float32", "bfloat16", "float16", "auto")
-_ROUNDING = 0.01  # of the largest logit: what regrouping experts may do to a causal model in half precision
 _LARGE = 300.0  # logits that no model leaves uncapped by chance; exact enough in half precision
 
 
@@ -60,10 +61,11 @@ class PretrainedContext(NamedTuple):
     """What the stock forward is given beside the tokens: `attention_mask` (one, or one per layer type) and `position_ids`."""
 
     inputs: dict[str, Any]
+    turned: bool = False  # a bidirectional trunk is to look back only
 
     def rows(self, index: Tensor) -> "PretrainedContext":
         """The same for a subset of rows."""
-        return PretrainedContext({name: _rows(value, index) for name, value in self.inputs.items()})
+        return PretrainedContext({name: _rows(value, index) for name, value in self.inputs.items()}, self.turned)
 
 
 def _rows(value: Any, index: Tensor) -> Any:
@@ -78,13 +80,15 @@ class PretrainedBackbone(Backbone):
 
     def __init__(self, trunk: PreTrainedModel, causal: bool) -> None:
         super().__init__()
+        if trunk.config.is_encoder_decoder:
+            raise ValueError(f"{_title(trunk)} is an encoder-decoder model, whose decoder reads no text alone: take a causal LM")
         self.stock, self.causal = trunk, causal
         self._no_cache = leak.without_cache(trunk)
         self._positioned = "position_ids" in inspect.signature(trunk.forward).parameters
         self._scale = _logit_scale(trunk)
         with _probing(trunk):
             tokens = _ordinary_tokens(trunk, 5)
-            _turn(trunk, causal, tokens[:, :3])
+            leak.turn(trunk, causal, tokens[:, :3])
             self._check_head(tokens)
             self._offset = self._position_offset(tokens)
             self._packs = self._isolates(tokens)
@@ -108,8 +112,24 @@ class PretrainedBackbone(Backbone):
             raise ValueError(f"{_title(self.trunk)} has {type(output).__name__} as its head, expected a linear one: choose another")
         return output
 
-    def context(self, batch: Batch, ahead: Tensor | None = None) -> PretrainedContext:
-        """Masks and positions of a batch; `ahead` (L, L) bool narrows what a bidirectional trunk sees of the future (annealing, blocks).
+    @cached_property
+    def turns_causal(self) -> bool:  # type: ignore[override]
+        with _probing(self.trunk):
+            return not self.causal and leak.turns_causal(self.trunk, _ordinary_tokens(self.trunk, 3))
+
+    @cached_property
+    def opens_entries(self) -> bool:  # type: ignore[override]
+        """Measured: a mask without any of the future does what looking back only does."""
+        if not (self._packs and self.turns_causal):
+            return False
+        with _probing(self.trunk):
+            tokens = _ordinary_tokens(self.trunk, 5)
+            batch, closed = Batch.of(tokens), torch.zeros(5, 5, dtype=torch.bool, device=tokens.device)
+            masked, turned = (self(tokens, self.context(batch, ahead)) for ahead in (closed, False))
+            return _close(masked, turned)
+
+    def context(self, batch: Batch, ahead: Tensor | bool = True) -> PretrainedContext:
+        """Masks and positions of a batch; `ahead` is what a bidirectional trunk sees of the future: all, nothing, or True entries (L, L).
 
         Raises ValueError for a batch that is too long, has a source, or needs a mask that the stock model cannot take.
         """
@@ -119,22 +139,23 @@ class PretrainedBackbone(Backbone):
         if batch.source.shape[1]:
             raise ValueError(f"{_title(self.trunk)} has no encoder: put the batch's source before its target as a prefix")
         inputs: dict[str, Any] = {}
-        if bool(batch.document.any()) or ahead is not None:
+        causal, entries = self.causal or ahead is False, ahead if isinstance(ahead, Tensor) else None
+        if bool(batch.document.any()) or entries is not None:
             if not self._packs:
                 raise ValueError(f"{_title(self.trunk)} cannot keep packed documents apart: pad them (one document per row) instead")
-            inputs["attention_mask"] = self._masks(batch.attend, batch.document, ahead)
+            inputs["attention_mask"] = self._masks(batch.attend, batch.document, causal, entries)
         elif not bool(batch.attend.all()):
             inputs["attention_mask"] = batch.attend.long()
         if self._offset is not None:
-            inputs["position_ids"] = attention_masks.positions(batch.document) + self._offset
-        return PretrainedContext(inputs)
+            inputs["position_ids"] = attention_masks.positions(attention_masks.apart(batch.document, batch.attend)) + self._offset
+        return PretrainedContext(inputs, turned=causal and not self.causal)
 
-    def _masks(self, attend: Tensor, document: Tensor, ahead: Tensor | None) -> Tensor | dict[str, Tensor]:
+    def _masks(self, attend: Tensor, document: Tensor, causal: bool, ahead: Tensor | None = None) -> Tensor | dict[str, Tensor]:
         config = self.trunk.config.get_text_config(decoder=True)
         window: int | None = getattr(config, "sliding_window", None)  # a field of the architectures that have one, as is layer_types
 
         def build(window: int | None) -> Tensor:
-            mask = attention_masks.stock(attend, document, self.causal, window, ahead)
+            mask = attention_masks.stock(attend, document, causal, window, ahead)
             return attention_masks.additive(mask, self.trunk.dtype) if config._attn_implementation == "eager" else mask
 
         kinds = getattr(config, "layer_types", None)
@@ -152,10 +173,13 @@ class PretrainedBackbone(Backbone):
     ) -> Tensor:
         """Hidden states (B, L, H) as the output embedding reads them; stock trunks take no noise level.
 
-        Raises ValueError when given a cache: `trunk.generate` keeps the cache of its own architecture.
+        Raises ValueError for a cache that is not its own.
         """
-        if cache is not None:
-            raise ValueError(f"{_title(self.trunk)} keeps its own key-value cache: sample it through the stock `generate`")
+        inputs = {**self._no_cache, **context.inputs}
+        if isinstance(cache, StockCache):
+            inputs = cache.inputs(tokens, context.inputs.get("position_ids"))
+        elif cache is not None:
+            raise ValueError(f"{_title(self.trunk)} keeps its own key-value cache: ask for it with `cache(length)`")
         taken: list[Tensor] = []
 
         def take(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -164,12 +188,17 @@ class PretrainedBackbone(Backbone):
 
         handle = self._output.register_forward_pre_hook(take)
         try:
-            self.trunk(input_ids=tokens, **self._no_cache, **context.inputs)
+            with leak.turned_causal(self.trunk) if context.turned else nullcontext():
+                self.trunk(input_ids=tokens, **inputs)
         finally:
             handle.remove()
         if len(taken) != 1 or taken[0].shape[:2] != tokens.shape:
             raise ValueError(f"{_title(self.trunk)} does not project one hidden state per token to its vocabulary: choose another model")
         return taken[0] if self._scale == 1 else taken[0] * self._scale
+
+    def cache(self, length: int) -> StockCache:
+        """An empty cache of the stock architecture; raises ValueError for one that does not keep keys and values alone."""
+        return StockCache(self.trunk)
 
     def head(self, banned: tuple[int, ...] = ()) -> Head:
         weight, bias = self._output.weight, self._output.bias
@@ -225,7 +254,7 @@ class PretrainedBackbone(Backbone):
         if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
             return False
         document = torch.tensor([[1, 1, 2, 2, 2]], device=tokens.device)
-        inputs: dict[str, Any] = {"attention_mask": self._masks(torch.ones_like(document, dtype=torch.bool), document, None)}
+        inputs: dict[str, Any] = {"attention_mask": self._masks(torch.ones_like(document, dtype=torch.bool), document, self.causal)}
         if self._offset is not None:
             inputs["position_ids"] = attention_masks.positions(document) + self._offset
         try:
@@ -243,25 +272,6 @@ def _logit_scale(trunk: PreTrainedModel) -> float:
     """The factor between head and logits where the configuration names one (Cohere multiplies, Granite divides)."""
     fields = trunk.config.get_text_config(decoder=True).to_dict()
     return float(fields.get("logit_scale") or 1.0) / float(fields.get("logits_scaling") or 1.0)
-
-
-def _turn(trunk: PreTrainedModel, causal: bool, tokens: Tensor) -> None:
-    """Make the trunk look the asked way, and refuse it when it does not."""
-    masked = hub.is_masked_lm(trunk)
-    if causal and masked:
-        raise ValueError(f"{_title(trunk)} is a masked LM, bidirectional by construction: ask for causal=False or take a causal LM")
-    config = trunk.config.get_text_config(decoder=True)
-    if not masked and getattr(config, "is_causal", True) != causal:  # stock configurations lack the field until it is set
-        config.is_causal = causal
-    padded = torch.tensor([[1, 1, 1], [1, 1, 0]], device=tokens.device)
-    for ids, attend in ((tokens, None), (tokens.expand(2, -1), padded)):  # padding makes a model write its mask out: another path
-        ahead = leak.look_ahead(trunk, ids, attend)
-        if causal and ahead > _ROUNDING:
-            raise ValueError(f"{_title(trunk)} lets a position see later tokens: it cannot serve as a causal model")
-        one_way = [] if causal else leak.one_way_layers(trunk, ids, attend)
-        if not causal and (one_way or ahead == 0):
-            where = f"in {len(one_way)} layers, the first {one_way[0]}" if one_way else "throughout"
-            raise ValueError(f"{_title(trunk)} stays causal {where}, also with is_causal=False: choose another model for diffusion")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 
 from textdiff.backbones import attention_masks
-from textdiff.backbones.base import Backbone, BackboneConfig, Cache, banned_ids
+from textdiff.backbones.base import Backbone, BackboneConfig, Cache, KeyValueCache, banned_ids
 from textdiff.backbones.time_features import TIME_FEATURES, time_features
 from textdiff.batch import Batch
 from textdiff.projection import Head
@@ -62,18 +62,24 @@ class TransformerContext(NamedTuple):
     memory_mask: Tensor | None  # (B, 1, 1, S) bool
     label: Tensor | None = None  # (B,) long
     place: Tensor | None = None  # (B, L) long, which place embedding each token has
+    causal: bool = False  # where there is no mask
 
     def rows(self, index: Tensor) -> "TransformerContext":
         """The same for a subset of rows."""
         cos, sin = self.rotation
-        mask, *others = (None if x is None else x[index] for x in (self.mask, *self[2:]))
-        return TransformerContext(mask, (cos[index], sin[index]), *others)
+        parts = (self.mask, self.memory, self.memory_mask, self.label, self.place)
+        mask, memory, memory_mask, label, place = (None if x is None else x[index] for x in parts)
+        return TransformerContext(mask, (cos[index], sin[index]), memory, memory_mask, label, place, self.causal)
 
     def at(self, columns: Tensor, mask: Tensor | None) -> "TransformerContext":
-        """The context of tokens at the positions `columns` (n,) of each row, under `mask` (B, 1, n, keys) bool."""
-        cos, sin = self.rotation
-        place = None if self.place is None else self.place[:, columns]
-        return self._replace(mask=mask, rotation=(cos[:, :, columns], sin[:, :, columns]), place=place)
+        """The context of tokens at the positions `columns` (n,), or (B, n) where rows differ, under `mask` (B or 1, 1, n, keys) bool."""
+        if columns.dim() == 1:
+            cos, sin = (part[:, :, columns] for part in self.rotation)
+            place = None if self.place is None else self.place[:, columns]
+        else:
+            cos, sin = (part.take_along_dim(columns[:, None, :, None], 2) for part in self.rotation)
+            place = None if self.place is None else self.place.take_along_dim(columns, 1)
+        return self._replace(mask=mask, rotation=(cos, sin), place=place)
 
 
 def _rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
@@ -113,8 +119,6 @@ class Attention(nn.Module):
             query, key = _rotate(query, rotation), _rotate(key, rotation)
         if cache is not None:
             key, value = cache.update(layer, key, value)
-            if causal and query.shape[2] not in (1, key.shape[2]):
-                mask = attention_masks.causal(key.shape[2], x.device)[-query.shape[2] :]
         one_direction = causal and mask is None and query.shape[2] > 1
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=one_direction)
@@ -136,15 +140,15 @@ class Block(nn.Module):
         self.modulation = nn.Linear(width, 6 * width) if timed else None
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, context: TransformerContext, causal: bool, time: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
+    def forward(self, x: Tensor, context: TransformerContext, time: Tensor | None, cache: Cache | None, layer: int) -> Tensor:
         """(B, L, H) -> (B, L, H); `time` (B, 1, H), or (B, L, H) where tokens differ, is the embedded noise level."""
         if self.modulation is None or time is None:
-            x = x + self.dropout(self.attention(self.attention_norm(x), context.mask, causal, context.rotation, None, cache, layer))
+            x = x + self.dropout(self.attention(self.attention_norm(x), context.mask, context.causal, context.rotation, None, cache, layer))
             x = self._cross(x, context)
             return x + self.dropout(self.mlp(self.mlp_norm(x)))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.modulation(time).chunk(6, dim=-1)
         h = self.attention_norm(x) * (1 + scale_a) + shift_a
-        x = x + (1 + gate_a) * self.dropout(self.attention(h, context.mask, causal, context.rotation, None, cache, layer))
+        x = x + (1 + gate_a) * self.dropout(self.attention(h, context.mask, context.causal, context.rotation, None, cache, layer))
         x = self._cross(x, context)
         h = self.mlp_norm(x) * (1 + scale_m) + shift_m
         return x + (1 + gate_m) * self.dropout(self.mlp(h))
@@ -162,7 +166,7 @@ def _norm(config: TransformerConfig) -> nn.Module:
 class Transformer(Backbone):
     """The trunk; `head(...)` is the tied embedding or a projection of its own."""
 
-    reads_blocks = True
+    reads_blocks = turns_causal = opens_entries = True
 
     def __init__(self, config: TransformerConfig, vocab: Vocab, causal: bool) -> None:
         super().__init__()
@@ -210,17 +214,19 @@ class Transformer(Backbone):
         angle = positions[:, None, :, None].float() * torch.cat([frequency, frequency])  # (B, 1, L, head width)
         return angle.cos(), angle.sin()
 
-    def context(self, batch: Batch) -> TransformerContext:
+    def context(self, batch: Batch, ahead: Tensor | bool = True) -> TransformerContext:
         if batch.tokens.shape[1] > self.max_length:
             raise ValueError(f"{batch.tokens.shape[1]} tokens exceed the model's max_length of {self.max_length}: shorten the input")
         if batch.source.shape[1] and not len(self.encoder) and not self.config.labels:
             raise ValueError(
                 "the batch has a source and the model nothing to read it: put it before the target, or set encoder_layers or labels"
             )
-        mask = attention_masks.combined(batch.attend, batch.document, self.causal)
+        causal, entries = self.causal or ahead is False, ahead if isinstance(ahead, Tensor) else None
+        mask = attention_masks.combined(batch.attend, batch.document, causal, entries)
         rotation = self._rotation(attention_masks.positions(batch.document))
         memory, memory_mask = self._encode(batch) if len(self.encoder) else (None, None)
-        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch), self._place(batch.target, batch.document))
+        place = self._place(batch.target, batch.document)
+        return TransformerContext(mask, rotation, memory, memory_mask, self._labels(batch), place, causal)
 
     def _place(self, target: Tensor, document: Tensor) -> Tensor | None:
         """How many targets of its document stand before each target, and `max_length` more than how many others before each of those."""
@@ -253,7 +259,7 @@ class Transformer(Backbone):
         if self.place is not None:
             x = x + self.place(self._place(none.bool(), none))
         for layer, block in enumerate(self.encoder):
-            x = block(x, context, False, None, None, layer)
+            x = block(x, context, None, None, layer)
         assert self.encoder_norm is not None
         return self.encoder_norm(x), attention_masks.padding(attend)
 
@@ -271,8 +277,8 @@ class Transformer(Backbone):
                 raise ValueError("the trunk is conditioned on time: pass the noise level")
             weight: Tensor = self.time_mlp[0].weight  # type: ignore[assignment]
             time = self.time_mlp(time_features(noise, self.config.time_scale).to(weight.dtype))
-        if cache is not None and self.causal:  # the context covers the whole row; take the columns being read
-            context = context.at(torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device), None)
+        if isinstance(cache, KeyValueCache):  # the context covers the whole row; take the columns being read
+            context = context.at(*cache.places(tokens.shape[1], tokens.device))
         x = tokens if tokens.is_floating_point() else self.embedding(tokens)
         if self.place is not None:
             x = x + self.place(context.place)
@@ -282,9 +288,9 @@ class Transformer(Backbone):
             x = x + self.previous(previous)
         for layer, block in enumerate(self.blocks):
             if self.config.gradient_checkpointing and self.training and cache is None:
-                x = checkpoint(block, x, context, self.causal, time, None, layer, use_reentrant=False)
+                x = checkpoint(block, x, context, time, None, layer, use_reentrant=False)
             else:
-                x = block(x, context, self.causal, time, cache, layer)
+                x = block(x, context, time, cache, layer)
         if cache is not None:
             cache.advance(tokens.shape[1])
         return self.final_norm(x)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from textdiff.commands.device import device_named
+from textdiff.commands.sampler import sampler_named
 
 if TYPE_CHECKING:
     from textdiff.guidance.base import Guidance
@@ -138,33 +139,9 @@ class Generate:
         return ClassifierFree(self.gamma) if told else PromptMasked(self.gamma)
 
     def _sampler(self, model: Any) -> "Sampler":
-        from textdiff.samplers.base import Sampler
-
         if self.sampler is None:
             return model.default_sampler(self.steps)  # type: ignore[no-any-return]
-        import textdiff
-        from textdiff.spec import from_plain
-
-        name, _, rest = self.sampler.partition(":")
-        public = {item: getattr(textdiff, item) for item in dir(textdiff)}
-        kinds = {item: kind for item, kind in public.items() if isinstance(kind, type) and issubclass(kind, Sampler)}
-        if name not in kinds:
-            raise ValueError(f"there is no sampler {name!r}: expected one of {', '.join(kinds)}")
-        kind = kinds[name]
-        options: dict[str, Any] = {} if self.steps is None else {"steps": self.steps}
-        for item in filter(None, rest.split(",")):
-            key, _, value = item.partition("=")
-            options[key.strip()] = _number(value, item)
-        sampler = from_plain({"class": f"{kind.__module__}.{kind.__qualname__}", **options})
-        assert isinstance(sampler, Sampler)
-        return model.in_blocks(sampler)  # type: ignore[no-any-return]
-
-
-def _number(value: str, item: str) -> int | float:
-    try:
-        return int(value) if re.fullmatch(r"-?\d+", value.strip()) else float(value)
-    except ValueError:
-        raise ValueError(f"sampler option {item!r} is not name=number") from None
+        return sampler_named(model, self.sampler, self.steps)
 
 
 def _text(model: Any, row: Any) -> str:

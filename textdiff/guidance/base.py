@@ -51,6 +51,14 @@ class GuidedPredictor:
         """The changed belief about the next token, for predictors that read left to right."""
         return self.change(self.inner.read(tokens))  # type: ignore[attr-defined]
 
+    def read_each(self, tokens: Tensor) -> Prediction:
+        """The changed belief about the token after each, for predictors that read left to right."""
+        return self.change(self.inner.read_each(tokens))  # type: ignore[attr-defined]
+
+    def crop(self, count: Tensor) -> None:
+        """The wrapped predictor forgets the last tokens of each row, for predictors that read left to right."""
+        self.inner.crop(count)  # type: ignore[attr-defined]
+
 
 class GuidedDenoiser:
     """A denoiser with the canvas of another; a subclass gives its predictions, and its process where that is another too."""

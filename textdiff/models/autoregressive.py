@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from textdiff import spec as plain
 from textdiff.backbones.attention_masks import positions
-from textdiff.backbones.base import Backbone, BackboneConfig, Context, KeyValueCache
+from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.guidance.base import Guidance
@@ -43,11 +43,14 @@ class AutoregressiveSpec(ModelSpec):
 
 
 class CausalPredictor:
-    """A causal trunk bound to one batch: whole rows at once when called, or token by token with a cache through `read`."""
+    """A causal trunk bound to one batch: whole rows at once when called, or some tokens at a time with a cache through `read`.
 
-    def __init__(self, backbone: Backbone, context: Context, head: Head, rows: int, length: int) -> None:
-        self.backbone, self.context, self.head = backbone, context, head
-        self._cache, self._shape = KeyValueCache(length), (rows, length)
+    What is written is drawn through `writer`, the head without the ids that may not be; likelihoods keep the normaliser of `head`.
+    """
+
+    def __init__(self, backbone: Backbone, context: Context, head: Head, writer: Head, length: int) -> None:
+        self.backbone, self.context, self.head, self.writer, self.length = backbone, context, head, writer, length
+        self._cache: Any = None  # made when first read into
 
     def __call__(self, xt: Tensor, t: Tensor, previous: Prediction | None = None) -> HeadPrediction:
         """Belief about every token from those before it; nothing is before the first, whose belief is meaningless."""
@@ -56,12 +59,25 @@ class CausalPredictor:
 
     def rows(self, index: Tensor) -> "CausalPredictor":
         """The same, with an empty cache, for a subset of rows."""
-        return CausalPredictor(self.backbone, self.context.rows(index), self.head, len(index), self._shape[1])
+        return CausalPredictor(self.backbone, self.context.rows(index), self.head, self.writer, self.length)
 
     def read(self, tokens: Tensor) -> HeadPrediction:
         """Append `tokens` (B, n) to what was read; belief about the next token, (B, 1)."""
-        hidden = self.backbone(tokens, self.context, cache=self._cache)
-        return HeadPrediction(hidden[:, -1:], self.head)
+        return HeadPrediction(self._appended(tokens)[:, -1:], self.writer)
+
+    def read_each(self, tokens: Tensor) -> HeadPrediction:
+        """Append `tokens` (B, n) to what was read; belief about the token after each of them, (B, n)."""
+        return HeadPrediction(self._appended(tokens), self.writer)
+
+    def crop(self, count: Tensor) -> None:
+        """Forget the last `count` (B,) tokens of each row."""
+        self._cache.crop(count)
+
+    def _appended(self, tokens: Tensor) -> Tensor:
+        if self._cache is None:
+            self._cache = self.backbone.cache(self.length)
+        hidden: Tensor = self.backbone(tokens, self.context, cache=self._cache)
+        return hidden
 
 
 class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
@@ -82,7 +98,8 @@ class AutoregressiveLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ig
 
     def predictor(self, batch: Batch) -> CausalPredictor:
         """The network bound to a batch."""
-        return CausalPredictor(self.backbone, self.backbone.context(batch), self._head(), *batch.tokens.shape)
+        writer = self.backbone.head(self.vocab.unemittable)
+        return CausalPredictor(self.backbone, self.backbone.context(batch), self._head(), writer, batch.tokens.shape[1])
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The tokens are their own state."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from textdiff import spec as plain
-from textdiff.backbones.attention_masks import positions
+from textdiff.backbones.annealing import Annealing
+from textdiff.backbones.attention_masks import apart, positions
 from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
@@ -49,6 +50,7 @@ class Discrete(ModelSpec):
     noising: Noising | None = None  # None: as the process measures its bound
     parameterisation: Parameterisation = LeaveOneOut()
     shift: bool = False  # position l is read from the trunk's output at l - 1, as trunks that came from an AR model expect
+    annealing: Annealing | None = None  # how a trunk trained left to right learns to look ahead; None: at once
     curriculum: float = 0.0  # first part of training in which tokens are masked instead: uniform noise is learnt much faster after it
     label_dropout: float = 0.0  # chance that a row's label is hidden in training, so that the model can be asked without one too
 
@@ -62,6 +64,8 @@ class Discrete(ModelSpec):
             raise ValueError(
                 f"curriculum is {self.curriculum} for {name}: expected a part of training in [0, 1), and 0 for masks and blocks"
             )
+        if self.annealing is not None and isinstance(self.process, Block):
+            raise ValueError("block diffusion has attention of its own, which is not annealed: set annealing to None")
         if free and not (isinstance(process, Masked) or (isinstance(process, Uniform) and not process.ids and not process.every_id)):
             raise ValueError(f"scores are read under masks or uniform noise over the real tokens, not under this {kind}: use LeaveOneOut")
         if free and isinstance(self.objective, (CrossEntropy, BoundAndCrossEntropy)) and not isinstance(process, Masked):
@@ -117,6 +121,8 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         self._lesson = Masked(self.process.schedule).bind(self.vocab) if self.spec.curriculum else self.process
         if self.spec.label_dropout and not self.backbone.labels:
             raise ValueError(f"label_dropout is {self.spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
+        if self.spec.annealing is not None:
+            self.spec.annealing.check(self.backbone)
         if isinstance(self.process, Block) and not self.backbone.reads_blocks:
             name = type(self.backbone).__name__
             raise ValueError(f"block diffusion reads rows under masks that {name} trunks do not take yet: use textdiff's Transformer")
@@ -131,12 +137,12 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         """The network bound to a batch."""
         return self._predictor(batch, self.process)
 
-    def _predictor(self, batch: Batch, process: TokenProcess) -> NetworkPredictor | PairedPredictor:
-        context, head = self.backbone.context(batch), self.backbone.head(self.vocab.unemittable)
+    def _predictor(self, batch: Batch, process: TokenProcess, ahead: Tensor | bool = True) -> NetworkPredictor | PairedPredictor:
+        context, head = self.backbone.context(batch, ahead), self.backbone.head(self.vocab.unemittable)
         if isinstance(process, Block):
             network = Network(self.backbone, head, process, self.spec.parameterisation, self.spec.shift)
             return PairedPredictor(network, Rows.of(batch, context))
-        return NetworkPredictor(self, process, context, head, positions(batch.document) == 0)
+        return NetworkPredictor(self, process, context, head, positions(apart(batch.document, batch.attend)) == 0)
 
     def canvas(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The tokens are their own state."""
@@ -164,15 +170,25 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
             batch = batch._replace(source_attend=batch.source_attend & told[:, None])
         process = self._process_at(progress)
         noised = (self.spec.noising or process.measure)(process, clean.x, batch.target, batch.stratum, rng)
-        predict = self._predictor(batch, process)
+        ahead = self._ahead(batch, seed, step, progress)
+        predict = self._predictor(batch, process, ahead)
         pred = predict(noised.xt, noised.t, self._first_guess(predict, noised, rng))
         nats, bound = self.spec.objective(process, pred, clean, noised, batch.target)
-        total = bound.sum() if process is self.process else bound.new_tensor(torch.nan)  # the bound of another noise is not this model's
+        own = process is self.process and ahead is True  # the bound of another noise, or with less in sight, is not this model's
+        total = bound.sum() if own else bound.new_tensor(torch.nan)
         return Loss(nats.sum(), batch.target.sum(), total, {})
 
     def _process_at(self, progress: float) -> TokenProcess:
         """The noise to train on; each step's is a function of how much of the training is done."""
         return self.process if progress >= self.spec.curriculum else self._lesson
+
+    def _ahead(self, batch: Batch, seed: int, step: int, progress: float) -> Tensor | bool:
+        """What positions see of the future in a step of training; everything anywhere else."""
+        if self.spec.annealing is None:
+            return True
+        index = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
+        seen: Tensor | bool = self.spec.annealing.ahead(len(index), progress, Rng(seed, step, index))
+        return seen
 
     def _first_guess(self, predict: NetworkPredictor | PairedPredictor, noised: Noised, rng: Rng) -> Prediction | None:
         """For trunks that read a previous belief: their own first one, in half of the rows (Chen et al. 2022)."""

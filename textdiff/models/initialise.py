@@ -2,41 +2,59 @@
 
 from typing import Any
 
-from textdiff.backbones.pretrained import Pretrained
+import torch
+from torch import Tensor
+
 from textdiff.models.autoregressive import AutoregressiveLM, AutoregressiveSpec
 from textdiff.models.base import LanguageModel, ModelSpec
-from textdiff.models.discrete import Discrete
+from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
 from textdiff.models.loading import around_stock, load
 from textdiff.spec import replaced
-from textdiff.vocab import Vocab
+from textdiff.vocab import Vocab, add_mask_token
 
 
 def model_from(name: str, spec: ModelSpec, tokenizer: Any) -> LanguageModel:
     """The model that `spec` asks for, with the trunk and the weights of checkpoint `name`.
 
-    Whether position l reads the output at l - 1 (`shift`) is the checkpoint's to say: its weights were trained that way.
-    Raises ValueError when the checkpoint cannot be read, or when `tokenizer` is not its own.
+    A diffusion model gets a mask token, added to `tokenizer` where there is none. Whether position l reads the output at l - 1 (`shift`)
+    is the checkpoint's to say: its weights were trained that way. Raises ValueError when the checkpoint cannot be read or cannot become
+    that model, or when `tokenizer` is not its own.
     """
+    if not isinstance(spec, (Discrete, AutoregressiveSpec)):
+        raise ValueError(f"{type(spec).__name__} models do not begin from other weights: leave --init out, or train a discrete model")
     source = load(name)
+    if not isinstance(source, (DiscreteDiffusionLM, AutoregressiveLM)):
+        raise ValueError(f"{name} is a {type(source).__name__}: begin from a discrete diffusion or an autoregressive model")
+    _check_ids(name, tokenizer, source.vocab)
+    causal = isinstance(source, AutoregressiveLM)
     if isinstance(spec, Discrete):
-        spec = replaced(spec, shift=isinstance(source, AutoregressiveLM) or source.spec.shift)
+        if spec.annealing is not None and not causal:
+            raise ValueError(f"{name} looks both ways already: set annealing to None, or begin from a causal LM")
+        spec = replaced(spec, shift=causal or source.spec.shift)
     if source.backbone.trunk is None:
-        return _ours(name, spec, source, tokenizer)
-    if not isinstance(spec, Discrete):
-        if not isinstance(source, AutoregressiveLM):
-            raise ValueError(f"{name} is a masked LM and cannot be trained left to right: begin from a causal LM")
-        _check_ids(name, tokenizer, source.vocab)
-        return source
-    _check_ids(name, tokenizer, source.vocab)
-    return around_stock(Pretrained(name=name), tokenizer, spec)
+        return _ours(spec, source, tokenizer)
+    if isinstance(spec, Discrete):
+        return around_stock(replaced(source.spec.backbone, name=name), tokenizer, spec, source.backbone.trunk)
+    if not causal:
+        raise ValueError(f"{name} is a masked LM and cannot be trained left to right: begin from a causal LM")
+    return source
 
 
-def _ours(name: str, spec: ModelSpec, source: LanguageModel, tokenizer: Any) -> LanguageModel:
-    _check_ids(name, tokenizer, source.vocab)
-    assert isinstance(spec, (Discrete, AutoregressiveSpec))
-    model = replaced(spec, backbone=source.spec.backbone).build(source.vocab)
-    model.backbone.load_state_dict(source.backbone.state_dict())
+def _ours(spec: Discrete | AutoregressiveSpec, source: LanguageModel, tokenizer: Any) -> LanguageModel:
+    vocab, weights = source.vocab, source.backbone.state_dict()
+    if isinstance(spec, Discrete) and vocab.mask_id is None:
+        add_mask_token(tokenizer)
+        vocab = Vocab.of(tokenizer, size=vocab.size)
+    model: LanguageModel = replaced(spec, backbone=source.spec.backbone).build(vocab)
+    shapes = model.backbone.state_dict()
+    model.backbone.load_state_dict({name: _with_rows(weight, shapes[name].shape) for name, weight in weights.items()})
     return model
+
+
+def _with_rows(weight: Tensor, shape: torch.Size) -> Tensor:
+    """The weight itself; a table with too few rows gets their mean in the new ones."""
+    missing = shape[0] - weight.shape[0] if weight.dim() == 2 else 0
+    return torch.cat([weight, weight.mean(0, keepdim=True).expand(missing, -1)]) if missing else weight
 
 
 def _check_ids(name: str, tokenizer: Any, vocab: Vocab) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import transformers  # its auto classes are reached when a function runs: see textdiff/__init__.py
 from safetensors import SafetensorError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from textdiff import spec as plain
 from textdiff.backbones import hub
@@ -76,12 +76,15 @@ def load(name: str, trusted: tuple[str, ...] = ("textdiff",)) -> LanguageModel:
     return model
 
 
-def around_stock(pretrained: Pretrained, tokenizer: Any, spec: Discrete | None = None) -> LanguageModel:
+def around_stock(
+    pretrained: Pretrained, tokenizer: Any, spec: Discrete | None = None, trunk: PreTrainedModel | None = None
+) -> LanguageModel:
     """A stock model as it is (its causal likelihood, or a masked LM as a masked denoiser), or `spec` with that model as its trunk.
 
-    A diffusion model needs a mask token: one is added to the tokenizer when it has none, in a spare row when there is one.
+    A diffusion model needs a mask token: one is added to the tokenizer when it has none, in a spare row when there is one. `trunk` is the
+    model where it is loaded already.
     """
-    trunk = pretrained.load()
+    trunk = pretrained.load() if trunk is None else trunk
     if tokenizer is None:
         raise ValueError(f"{pretrained.name} has no tokenizer files: a stock model is read together with its tokenizer")
     rows = int(trunk.get_input_embeddings().weight.shape[0])  # type: ignore[index, arg-type, union-attr]

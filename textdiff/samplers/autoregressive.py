@@ -24,6 +24,12 @@ class NextToken(Protocol):
         ...
 
 
+def require_beginning(target: Tensor) -> None:
+    """Raise ValueError when a row of targets (B, L) begins with one."""
+    if bool(target[:, 0].any()):
+        raise ValueError("the first token has nothing before it to be predicted from: begin each row with a prompt or a BOS token")
+
+
 @dataclass(frozen=True)
 class Autoregressive(Sampler):
     """Column by column: a target is drawn from the prediction, anything else is read as it stands, so rows may be ragged.
@@ -40,8 +46,7 @@ class Autoregressive(Sampler):
         self.check(denoiser)
         x, target = denoiser.canvas(batch)
         rows, length = target.shape
-        if bool(target[:, 0].any()):
-            raise ValueError("the first token has nothing before it to be predicted from: begin each row with a prompt or a BOS token")
+        require_beginning(target)
         predictor = denoiser.predictor(batch)
         assert isinstance(predictor, NextToken)
         nfe, running, read = torch.zeros(rows, dtype=torch.long, device=x.device), target.any(1), 0

@@ -1,0 +1,69 @@
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_runs import corpus, quickstart, stock_gpt2
+from textdiff.cli import main
+from textdiff.models.loading import load
+from textdiff.models.speculation import require_same_ids
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a stock causal model and a diffusion model adapted from it, and one of each kind that were trained alike."""
+    place, before = tmp_path_factory.mktemp("place"), Path.cwd()
+    os.chdir(place)
+    corpus(Path("texts"))
+    stock_gpt2(Path("gpt2"))
+    for preset in ("masked", "autoregressive"):
+        quickstart(preset, "--data", "texts", "--out", preset)
+    quickstart("masked", "--data", "texts", "--init", "gpt2", "--out", "adapted")
+    yield place
+    os.chdir(before)
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:
+    capsys.readouterr()
+    main(list(words))
+    said = capsys.readouterr()
+    return said.out, said.err
+
+
+PAIRS = [("gpt2", "adapted"), ("autoregressive", "masked")]
+
+
+@pytest.mark.parametrize(("target", "drafter"), PAIRS)
+def test_at_temperature_0_the_text_is_that_of_the_target_alone(
+    target: str, drafter: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--prompt", "the old cat", "--max-new-tokens", "13", "--temperature", "0"]
+    alone, _ = run(capsys, "generate", target, *words)
+    for options in ([], ["--draft-length", "3", "--adaptive"], ["--draft-steps", "2"], ["--draft-sampler", "Greedy", "--draft-steps", "2"]):
+        text, costs = run(capsys, "speculate", "--target", target, "--drafter", drafter, *words, *options)
+        assert text == alone
+        sampler = "--draft-sampler" in options
+        assert costs.startswith("[Match: Greedy writes tokens in an order of its own" if sampler else "[Spec: ")
+        passes, calls, tokens = map(int, re.findall(r"(\d+) target passes and (\d+) drafter calls for (\d+) tokens", costs)[0])
+        assert 13 / 4 <= passes <= tokens <= 13 or not options
+        assert f"{tokens / passes:.2f} per target pass" in costs
+        assert calls >= passes - 1
+        assert re.search(r"\[\d+\.\d\d times the tokens per second of plain sampling: ", costs)
+
+
+def test_the_same_seed_gives_the_same_text(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["speculate", "--target", "gpt2", "--drafter", "adapted", "--max-new-tokens", "9"]
+    first, _ = run(capsys, *words)
+    assert run(capsys, *words)[0] == first
+    assert run(capsys, *words, "--seed", "1")[0] != first
+
+
+def test_models_speculate_together_when_what_they_write_has_the_same_ids(place: Path) -> None:
+    models = {name: load(name) for name in ("gpt2", "adapted", "masked", "autoregressive")}
+    for target, drafter in PAIRS:
+        require_same_ids(models[target], models[drafter])
+    assert models["adapted"].tokenizer.mask_token_id not in models["gpt2"].tokenizer.get_vocab().values()
+    with pytest.raises(ValueError, match=r"target and drafter differ in \d+ ids, the first 0: '<\|endoftext\|>' and None"):
+        require_same_ids(models["gpt2"], models["masked"])
