@@ -73,12 +73,9 @@ class TransformerContext(NamedTuple):
 
     def at(self, columns: Tensor, mask: Tensor | None) -> "TransformerContext":
         """The context of tokens at the positions `columns` (n,), or (B, n) where rows differ, under `mask` (B or 1, 1, n, keys) bool."""
-        if columns.dim() == 1:
-            cos, sin = (part[:, :, columns] for part in self.rotation)
-            place = None if self.place is None else self.place[:, columns]
-        else:
-            cos, sin = (part.take_along_dim(columns[:, None, :, None], 2) for part in self.rotation)
-            place = None if self.place is None else self.place.take_along_dim(columns, 1)
+        columns = columns if columns.dim() == 2 else columns[None]
+        cos, sin = (part.take_along_dim(columns[:, None, :, None], 2) for part in self.rotation)
+        place = None if self.place is None else self.place.take_along_dim(columns, 1)
         return self._replace(mask=mask, rotation=(cos, sin), place=place)
 
 
