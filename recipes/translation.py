@@ -8,12 +8,14 @@ The data are yours to get: a folder of train, valid and test files, of rows with
 beside train.en: the first by name is translated into the second, `--columns en de` turns them round), or a hub id whose columns
 `--columns` names, the source first. Multi30k has 29,000 pairs to train on and 1,000 to test; it is for non-commercial research.
 
-Each run's table also holds the runs beside it on the same data, BLEU and chrF by sacrebleu's defaults: one sample, the best of ten by
-minimum Bayes risk, and the source copied as it is.
+Each run's table also holds the runs beside it on the same data, BLEU and chrF by sacrebleu's defaults: one sample, the best of
+`--scoring.candidates` (10) by minimum Bayes risk, and the source copied as it is.
 
 The presets are diffuseq, genie, modern, latent (which draw vectors), masked, uniform (tokens) and autoregressive (the rival): the same
 pairs, tokenizer and steps, around one trunk. They are not of equal size: genie and latent give half of the trunk's layers to an encoder of
 the prompt, latent has an autoencoder besides, and the table says how many parameters each has.
+
+@@TABLE@@
 """
 
 from collections.abc import Mapping, Sequence

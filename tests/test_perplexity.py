@@ -67,7 +67,7 @@ def test_the_number_is_that_of_the_evaluation_in_training_on_the_same_rows(words
     assert found["standard_error"] == pytest.approx(logged["standard_error"], rel=1e-4)
     kept, every = fits(textdiff.load("out").tokenizer, "validation"), resolve("pairs").pairs().validation
     assert 0 < len(kept) < len(every)
-    assert f"{len(every) - len(kept)} longer pairs left out" in found["data"]
+    assert f"{len(every) - len(kept)} too long for the model's rows left out" in found["data"]
     assert found["sequences"] == len(kept)
     assert found["text_bytes"] == sum(len(pair.response.encode()) for pair in kept)
     filled = words[0] != "autoregressive"
@@ -130,8 +130,15 @@ def test_what_cannot_be_scored_is_refused_in_one_line(capsys: pytest.CaptureFixt
         refused(["--data", data], f"out has an encoder and {data} no prompts for it: give pairs, such as rows with src and trg$", capsys)
     refused(["--length", "50"], r"length is 50 and out was trained on pairs of 17 \+ 13 tokens: leave it out$", capsys)
     refused(["--length", "2000"], "length is 2000 and out reads 256 tokens: shorten the blocks$", capsys)
-    refused(["--data", "long.jsonl"], "long.jsonl holds nothing to score, 1 longer pairs left out: choose another split$", capsys)
+    refused(
+        ["--data", "long.jsonl"], "long.jsonl holds nothing to score, 1 too long for the model's rows left out: choose other data$", capsys
+    )
     record = Path("out/model/training.json")
-    for broken, reason in ((record.read_text()[:-40], "delimiter|Unterminated|Expecting"), ("{}", "'recipe'"), ("[]", "list indices")):
+    for broken, reason in (
+        (record.read_text()[:-40], "delimiter|Unterminated|Expecting"),
+        ("{}", "'recipe'"),
+        ("[]", "list indices"),
+        ('{"recipe": 3}', "no mapping"),
+    ):
         record.write_text(broken)
-        refused([], rf"training.json of out does not say how it was trained \(.*({reason}).*\): mend it or remove it$", capsys)
+        refused([], rf"training.json of out does not say how it was trained \(.*({reason}).*\): mend it$", capsys)

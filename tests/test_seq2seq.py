@@ -90,7 +90,7 @@ def test_every_family_trains_on_the_same_pairs_each_whole() -> None:
                 context = list(example.tokens[: len(example.tokens) - len(target)])
                 asked = list(example.source) if encoder else context[1:-1]
                 assert len(target) == 9 if fill else target.count(tokenizer.eos_token_id) == 1
-                assert len(example.tokens) <= recipe.row_length
+                assert len(example.tokens) <= recipe.shape.row_length
                 rows.append((asked, target[: target.index(tokenizer.eos_token_id)]))
             seen.append(rows)
             kept.append(prepared.description)
@@ -124,7 +124,7 @@ def test_a_sampler_is_given_the_prompt_and_nothing_of_the_references(encoder: bo
 def test_a_long_prompt_ends_at_the_same_token_in_every_family(encoder: bool) -> None:
     recipe = plan(replace(families.masked(trunk()), encoder=encoder), source_length=4)
     for fill in (False, True):
-        (row,) = recipe.rows([Pair("the cat sat on the red mat", "tea")], byte_level(), fill)
+        (row,) = recipe.shape._replace(fill=fill).rows([Pair("the cat sat on the red mat", "tea")], byte_level())
         kept = encode(byte_level(), "the cat sat on the red mat")[:4]
         assert list(row.source if encoder else row.tokens[1:5]) == kept
         assert encoder or row.tokens[5] == byte_level().eos_token_id

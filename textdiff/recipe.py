@@ -216,19 +216,21 @@ def saver(model: LanguageModel, recipe: Plan, out: Path) -> Callable[[Path, dict
     return save
 
 
-def recorded(name: str) -> Any:
-    """The recipe that `saver` wrote beside the weights of a folder or hub id; None where there is none.
+def recorded(name: str) -> dict[str, Any] | None:
+    """The recipe that `saver` wrote beside the weights of a folder or hub id, as plain data; None where there is none.
 
-    Raises ValueError for one that cannot be read.
+    Raises ValueError for one that cannot be read, or not be asked for.
     """
     try:
-        path = cached_file(hub.resolve(name), _RECORD)
-    except OSError:  # transformers' word for a file that is not there
-        return None
-    try:
-        return plain.from_plain(json.loads(Path(str(path)).read_text())["recipe"])
+        path = cached_file(hub.resolve(name), _RECORD, _raise_exceptions_for_missing_entries=False)
+        recipe = None if path is None else json.loads(Path(path).read_text())["recipe"]
+    except OSError as error:
+        raise ValueError(f"{_RECORD} of {name}, which says how it was trained, cannot be had: go online, or name a local folder") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{_RECORD} of {name} does not say how it was trained ({error}): mend it or remove it") from error
+        raise ValueError(f"{_RECORD} of {name} does not say how it was trained ({error}): mend it") from error
+    if not isinstance(recipe, dict | None):
+        raise ValueError(f"{_RECORD} of {name} does not say how it was trained (its recipe is no mapping): mend it")
+    return recipe
 
 
 @contextmanager

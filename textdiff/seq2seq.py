@@ -57,6 +57,31 @@ class Scoring:
                 raise ValueError(f"scoring.{name} is {value}, expected 1 or more")
 
 
+class PairShape(NamedTuple):
+    """How pairs become rows: the same prompts and responses in every family."""
+
+    source_length: int
+    response_length: int
+    encoder: bool
+    fill: bool
+
+    @classmethod
+    def recorded(cls, recipe: Mapping[str, Any]) -> "PairShape | None":
+        """That of a run's recipe as plain data, whatever class it is of; None where it was no run on pairs."""
+        return cls(*(recipe[name] for name in cls._fields)) if all(name in recipe for name in cls._fields) else None
+
+    @property
+    def row_length(self) -> int:
+        """Tokens of the longest row that the trunk reads: with BOS, and with the prompt and its separator where they are part of it."""
+        return self.response_length + (1 if self.encoder else self.source_length + 2)
+
+    def rows(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Pairs:
+        """The rows of pairs that fit; prompts that do not lose their end, at the same token in every family."""
+        longest = max(self.row_length, self.source_length) if self.encoder else self.row_length
+        filled = self.response_length if self.fill else None
+        return Pairs(pairs, tokenizer, longest, self.encoder, truncate=True, fill=filled, prompt_length=self.source_length)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seq2Seq(Family):
     """One run: a family's model, the pairs, training and scoring; every field is a command-line flag."""
@@ -92,9 +117,9 @@ class Seq2Seq(Family):
             raise ValueError(f"start is {self.start}, which has a tokenizer, and tokenizer is {self.tokenizer}: leave one of them out")
 
     @property
-    def row_length(self) -> int:
-        """Tokens of the longest row that the trunk reads: with BOS, and with the prompt and its separator where they are part of it."""
-        return self.response_length + (1 if self.encoder else self.source_length + 2)
+    def shape(self) -> "PairShape":
+        """How pairs become rows."""
+        return PairShape(self.source_length, self.response_length, self.encoder, self.fill)
 
     def sized(self) -> Self:
         """The same run, its latent model with room for `response_length` tokens; as many latents where they were as many before."""
@@ -103,12 +128,6 @@ class Seq2Seq(Family):
         given, length = self.model.autoencoder, self.response_length
         autoencoder = replace(given, length=length, latents=length if given.latents == given.length else given.latents)
         return replace(self, model=replace(self.model, autoencoder=autoencoder))
-
-    def rows(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase, fill: bool) -> Pairs:
-        """The rows of pairs that fit; prompts that do not lose their end, at the same token in every family."""
-        longest = max(self.row_length, self.source_length) if self.encoder else self.row_length
-        filled = self.response_length if fill else None
-        return Pairs(pairs, tokenizer, longest, self.encoder, truncate=True, fill=filled, prompt_length=self.source_length)
 
 
 class Prepared(NamedTuple):
@@ -190,8 +209,10 @@ def _check_rows(recipe: Seq2Seq, model: LanguageModel) -> None:
     if recipe.encoder != has_encoder(model):
         has = "has an encoder" if has_encoder(model) else "has none"
         raise ValueError(f"encoder is {'on' if recipe.encoder else 'off'} and the model's trunk {has}: make them agree")
-    if recipe.row_length > model.max_length:
-        raise ValueError(f"rows have {recipe.row_length} tokens and the model reads {model.max_length}: shorten source or response_length")
+    if recipe.shape.row_length > model.max_length:
+        raise ValueError(
+            f"rows have {recipe.shape.row_length} tokens and the model reads {model.max_length}: shorten source or response_length"
+        )
     if recipe.encoder and recipe.source_length > model.backbone.max_length:
         raise ValueError(f"source_length is {recipe.source_length} and the encoder reads {model.backbone.max_length} tokens: shorten it")
 
@@ -217,7 +238,7 @@ def prepare(recipe: Seq2Seq, corpus: Corpus, pairs: Splits[Pair], tokenizer: Pre
         raise ValueError(f"{recipe.data} is too small: its hash split leaves no test pair; name a folder with train, valid and test files")
     left_out = len(pairs.train) - len(kept[0])
     note = f"; {left_out} training pairs longer than {recipe.source_length} + {recipe.response_length} tokens left out" if left_out else ""
-    train_rows, validation = (recipe.rows(part, tokenizer, recipe.fill) for part in kept)
+    train_rows, validation = (recipe.shape.rows(part, tokenizer) for part in kept)
     answered = _spaced(cases(kept[1]), recipe.scoring.rows_while_training)
     return Prepared(train_rows, validation, answered, test, corpus.description + note)
 
@@ -237,7 +258,7 @@ def _spaced(found: Sequence[Any], limit: int | None) -> list[Any]:
 
 def blanks(recipe: Seq2Seq, answered: Sequence[Case], model: LanguageModel) -> Pairs:
     """Rows with the prompts and nothing of the references: all targets hold EOS."""
-    return recipe.rows([Pair(case.prompt, "") for case in answered], model.tokenizer, fill=True)
+    return recipe.shape._replace(fill=True).rows([Pair(case.prompt, "") for case in answered], model.tokenizer)
 
 
 def _while_training(recipe: Seq2Seq, prepared: Prepared, measure: Measure) -> Evaluate:

@@ -187,8 +187,16 @@ def test_filters_change_the_weights_of_the_mean_and_not_where_it_lands(filters: 
     assert torch.equal(after.inner.state(), model.predictor(batch)(xt, t, plain).state())
 
 
-@pytest.mark.parametrize("denoiser", [embedded(reading=Regression()), Clamp()(embedded(reading=Softmax())), latents()])
-def test_filters_refuse_vectors_that_no_softmax_over_tokens_weighs(denoiser: Any) -> None:
-    with pytest.raises(ValueError, match="this model draws vectors: leave them out"):
+@pytest.mark.parametrize(
+    ("denoiser", "reason"),
+    [
+        (embedded(reading=Regression()), "this model draws vectors: leave them out"),
+        (latents(), "this model draws vectors: leave them out"),
+        (Clamp()(embedded(reading=Softmax())), "vectors that guidance moved: leave temperature, top-k and top-p out, or the guidance"),
+    ],
+    ids=["regressed", "latent", "guided"],
+)
+def test_filters_refuse_vectors_that_no_softmax_over_tokens_weighs(denoiser: Any, reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
         Filters(0.5)(denoiser)
     assert Filters()(denoiser) is denoiser

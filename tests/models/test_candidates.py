@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from tests.backbones.stock_models import tiny
 from tests.models.tiny import autoregressive, diffusion
@@ -26,17 +27,27 @@ def test_greedy_text_is_that_of_the_stock_model_alone(name: str, drafting: Draft
     assert "_get_candidate_generator" not in vars(target)
 
 
-def test_the_sampled_first_token_follows_the_stock_model() -> None:
+def best_three(target: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Chances and ids of the next token among the three likeliest, at temperature 1.5."""
+    best, index = (target(ids).logits[0, -1].detach() / 1.5).topk(3)
+    return best.softmax(-1), index
+
+
+def test_two_sampled_tokens_follow_the_stock_model() -> None:
+    """Both stand in one draft: a law told for the wrong place would show in the second."""
     target: Any = tiny("llama").double()
     ids, n = torch.tensor([[1, 9]]), 500
     torch.manual_seed(0)
-    options = {**OPTIONS, "max_new_tokens": 2, "do_sample": True, "top_k": 5, "temperature": 1.5}
-    drawn = torch.stack([drafted_generate(target, DRAFTER, ids, LeftToRightChunks(), longest=2, **options)[0, 2] for _ in range(n)])
-    best, index = (target(ids).logits[0, -1].detach() / 1.5).topk(5)
-    expected = best.softmax(-1) * n
-    count = (drawn[:, None] == index).sum(0)
-    assert int(count.sum()) == n
-    assert float(((count - expected) ** 2 / expected).sum()) < 18.5  # 4 degrees of freedom, exceeded once in a thousand
+    options = {**OPTIONS, "max_new_tokens": 3, "do_sample": True, "top_k": 3, "temperature": 1.5}
+    drawn = torch.stack([drafted_generate(target, DRAFTER, ids, LeftToRightChunks(), longest=2, **options)[0, 2:4] for _ in range(n)])
+    expected, count = [], []
+    for one, first in zip(*best_three(target, ids), strict=True):
+        for two, second in zip(*best_three(target, torch.cat([ids, first.view(1, 1)], dim=1)), strict=True):
+            expected.append(float(one * two) * n)
+            count.append(int((drawn == torch.stack([first, second])).all(1).sum()))
+    assert sum(count) == n
+    assert min(expected) > 5
+    assert sum((a - b) ** 2 / b for a, b in zip(count, expected, strict=True)) < 26.2  # 8 degrees of freedom, once in a thousand
 
 
 def test_a_drafter_that_is_causal_is_refused_before_anything_is_written() -> None:

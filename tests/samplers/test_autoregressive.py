@@ -16,15 +16,15 @@ from textdiff.vocab import Vocab
 NEVER_ENDS = Autoregressive()
 
 
-def continued(prompts: list[list[int]], new: int) -> Batch:
-    """Right-padded rows of a prompt and `new` targets each."""
-    lengths = torch.tensor([len(prompt) for prompt in prompts])
-    width = int(lengths.max()) + new
+def continued(prompts: list[list[int]], new: int | list[int]) -> Batch:
+    """Right-padded rows of a prompt and `new` targets each, or as many as `new` says of each row."""
+    lengths, count = torch.tensor([len(prompt) for prompt in prompts]), torch.tensor(new).expand(len(prompts))
+    width = int((lengths + count).max())
     column = torch.arange(width)
     tokens = torch.full((len(prompts), width), PAD)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = torch.tensor(prompt)
-    attend = column < lengths[:, None] + new
+    attend = column < (lengths + count)[:, None]
     return Batch.of(tokens, target=attend & (column >= lengths[:, None]), attend=attend)
 
 

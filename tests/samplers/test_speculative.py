@@ -177,16 +177,32 @@ def test_the_law_of_three_tokens_is_the_targets(drafting: Drafting, filters: Gui
     assert chi_square < freedom + 3.1 * (2 * freedom) ** 0.5 + 6  # exceeded less than once in a thousand
 
 
-def test_a_row_alone_is_the_row_in_a_ragged_batch() -> None:
-    texts, sampler = prompts(6), Speculative(AnyOrder(Greedy(2)), Adaptive(6), EOS)
-    together = continued(texts, 11)
+@pytest.mark.parametrize("drafting", [AnyOrder(Greedy(2)), LeftToRightChunks(), LeftToRightChunks(3)], ids=str)
+def test_a_row_alone_is_the_row_in_a_ragged_batch(drafting: Drafting) -> None:
+    texts, new, sampler = prompts(6), [11, 2, 7, 1, 11, 3], Speculative(drafting, Adaptive(6), EOS)
+    together = continued(texts, new)
     found = last(sampler, TARGET, DRAFTER, together, seed=5)
     for row, text in enumerate(texts):
-        single = continued([text], 11)._replace(sample_id=torch.tensor([row]))
+        single = continued([text], new[row])._replace(sample_id=torch.tensor([row]))
         alone = last(sampler, TARGET, DRAFTER, single, seed=5)
-        assert torch.equal(alone.canvas.x[0], found.canvas.x[row, : len(text) + 11])
+        assert torch.equal(alone.canvas.x[0], found.canvas.x[row, : len(text) + new[row]])
         for one, many in zip(alone.counts, found.counts, strict=True):
             assert torch.equal(one[0], many[row])
+
+
+@pytest.mark.parametrize(("sizes", "new"), [([18, 2], [1, 17]), ([12, 2], [2, 12])])
+@pytest.mark.parametrize("longest", [2, 8])
+def test_the_longest_prompt_and_the_longest_draft_may_be_of_different_rows(sizes: list[int], new: list[int], longest: int) -> None:
+    batch = continued([[4 + i % 5 for i in range(size)] for size in sizes], new)
+    found = last(Speculative(LeftToRightChunks(), DraftLength(longest)), ZERO(TARGET), DRAFTER, batch)
+    assert torch.equal(found.canvas.x, plain(batch)[0])
+
+
+def test_padding_on_the_left_is_refused() -> None:
+    batch = continued([[0, 3], [1, 2]], 3)
+    batch.attend[0, 0] = False
+    with pytest.raises(ValueError, match="rows are padded on the left, which a key-value cache would read as text: pad them on the right"):
+        last(Speculative(), TARGET, DRAFTER, batch)
 
 
 def test_what_stands_between_targets_is_read_and_stays() -> None:

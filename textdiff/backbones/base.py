@@ -69,7 +69,7 @@ class KeyValueCache:
         end = min(self.length + n, self.capacity)
         for buffer, new in zip(self._layers[layer], (key, value), strict=True):
             if self._lengths is None:
-                buffer[:, :, self.length : end] = new
+                buffer[:, :, self.length : end] = new[:, :, : end - self.length]
             else:
                 places = self._positions(n, key.device)[:, None, :, None]
                 buffer.scatter_(2, places.expand_as(new), new.to(buffer.dtype))
@@ -89,7 +89,7 @@ class KeyValueCache:
 
     def _positions(self, n: int, device: torch.device) -> Tensor:
         if self._lengths is None:
-            return torch.arange(self.length, self.length + n, device=device)
+            return torch.arange(self.length, self.length + n, device=device).clamp_max(self.capacity - 1)
         # beside a longer draft a row may be given tokens beyond its end: they go to the last column, after which nothing is predicted
         return (self._lengths[:, None] + torch.arange(n, device=device)).clamp_max(self.capacity - 1)
 

@@ -105,16 +105,21 @@ class Perplexity:
         from textdiff.data.collate import Pairs
         from textdiff.data.layout import fitting
         from textdiff.decoding import has_encoder
+        from textdiff.models.base import TextDiffConfig
         from textdiff.recipe import recorded
-        from textdiff.seq2seq import Seq2Seq
+        from textdiff.seq2seq import PairShape
 
-        recipe = recorded(self.model)
-        if not isinstance(recipe, Seq2Seq):
+        ours = isinstance(model.config, TextDiffConfig)  # a stock model has no record to be asked for
+        recipe = (recorded(self.model) if ours else None) or {}
+        if "spans" in recipe:
+            raise ValueError(f"{self.model} was trained on spans of text, not on pairs: its results.json holds its bound")
+        shape = PairShape.recorded(recipe)
+        if shape is None:
             return Pairs(pairs, model.tokenizer, length, has_encoder(model))
-        source, response = recipe.source_length, recipe.response_length
         if self.length is not None:
-            raise ValueError(f"length is {self.length} and {self.model} was trained on pairs of {source} + {response} tokens: leave it out")
-        return recipe.rows(fitting(pairs, model.tokenizer, source, response), model.tokenizer, recipe.fill)
+            lengths = f"{shape.source_length} + {shape.response_length}"
+            raise ValueError(f"length is {self.length} and {self.model} was trained on pairs of {lengths} tokens: leave it out")
+        return shape.rows(fitting(pairs, model.tokenizer, shape.source_length, shape.response_length), model.tokenizer)
 
     def _check(self) -> None:
         if self.json is not None and not self.json.parent.is_dir():

@@ -34,8 +34,8 @@ class Speculate:
     """Tokens to draft at a time, at most."""
     adaptive: bool = False
     """Draft fewer where few were accepted of late."""
-    draft_steps: int = 1
-    """Calls of the drafter for one draft: that many chunks from left to right, or the steps of --draft-sampler."""
+    draft_steps: int | None = None
+    """Calls of the drafter for one draft: so many chunks from left to right (default: 1), or the steps of --draft-sampler (its own)."""
     draft_sampler: str | None = None
     """Draft by any sampler of textdiff, such as Greedy, with options as in Threshold:tau=0.8."""
     temperature: float = 1.0
@@ -105,8 +105,8 @@ class Speculate:
         from textdiff.samplers.drafting import AnyOrder, LeftToRightChunks
 
         if self.draft_sampler is None:
-            return LeftToRightChunks(self.draft_steps)
-        return AnyOrder(sampler_named(drafter, self.draft_sampler, None if self.draft_steps == 1 else self.draft_steps))
+            return LeftToRightChunks(1 if self.draft_steps is None else self.draft_steps)
+        return AnyOrder(sampler_named(drafter, self.draft_sampler, self.draft_steps))
 
     def _batch(self, target: Any, drafter: Any) -> "Batch":
         """One row: BOS or EOS, the prompt, and the blanks."""

@@ -169,9 +169,9 @@ def scored_examples(
         left_out = len(pairs) - len(rows)
     else:
         rows = Blocks([text for i in chosen for text in corpus.texts()[i]], tokenizer, length)
-    note = f", {left_out} longer pairs left out" if left_out else ""
+    note = f", {left_out} too long for the model's rows left out" if left_out else ""
     if not len(rows):
-        raise ValueError(f"the {split} split of {corpus.name} holds nothing to score{note}: choose another split")
+        raise ValueError(f"the {split} split of {corpus.name} holds nothing to score{note}: choose other data")
     every = 1 if limit is None else math.ceil(len(rows) / limit)
     taken = [rows[i] for i in range(0, len(rows), every)]
     part = "" if every == 1 else f", {len(taken)} of {len(rows)} sequences"

@@ -33,8 +33,8 @@ class Filters(Guidance):
     outside of other guidance, so that the tokens kept are the best of the guided belief about x0. Where guidance weighs reverse steps, each
     belief that it weighs is divided by the temperature and cut to those tokens: the best of p(xs | xt) itself is almost always not to move.
 
-    Of vectors it is the mean that changes, where it is one of a table's rows weighed by a softmax (score temperature, CDCD, Dieleman et al.
-    2022); raises ValueError, when it wraps the model, for vectors that are regressed or guided.
+    Of vectors it is the mean that changes, where it is one of a table's rows weighed by a softmax; raises ValueError, when it wraps the
+    model, for vectors that are regressed or guided.
     """
 
     temperature: float = 1.0
@@ -53,6 +53,8 @@ class Filters(Guidance):
         if self == Filters():
             return denoiser
         if isinstance(denoiser.process, Gaussian):
+            if isinstance(denoiser, GuidedDenoiser):
+                raise ValueError("no softmax weighs vectors that guidance moved: leave temperature, top-k and top-p out, or the guidance")
             if not isinstance(denoiser, Weighing) or not denoiser.weighs_tokens:
                 raise ValueError("temperature, top-k and top-p act on beliefs about tokens and this model draws vectors: leave them out")
             return MovingDenoiser(denoiser, self._moved)

@@ -24,8 +24,10 @@ class NextToken(Protocol):
         ...
 
 
-def require_beginning(target: Tensor) -> None:
-    """Raise ValueError when a row of targets (B, L) begins with one."""
+def require_beginning(target: Tensor, attend: Tensor) -> None:
+    """Raise ValueError when a row of targets (B, L) begins with one, or with padding."""
+    if not bool(attend[:, 0].all()):
+        raise ValueError("rows are padded on the left, which a key-value cache would read as text: pad them on the right")
     if bool(target[:, 0].any()):
         raise ValueError("the first token has nothing before it to be predicted from: begin each row with a prompt or a BOS token")
 
@@ -46,7 +48,7 @@ class Autoregressive(Sampler):
         self.check(denoiser)
         x, target = denoiser.canvas(batch)
         rows, length = target.shape
-        require_beginning(target)
+        require_beginning(target, batch.attend)
         predictor = denoiser.predictor(batch)
         assert isinstance(predictor, NextToken)
         nfe, running, read = torch.zeros(rows, dtype=torch.long, device=x.device), target.any(1), 0

@@ -135,6 +135,10 @@ class Redrawn(Drafting):
     hint: Sampler
     t: float = 0.1
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.t <= 1:
+            raise ValueError(f"t is {self.t}, expected a time in [0, 1]")
+
     @property
     def reason(self) -> str:
         return "all tokens are drawn anew at once and independently, given a hint, so that the law of each is known"

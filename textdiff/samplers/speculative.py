@@ -122,7 +122,7 @@ class Speculative(Sampler):
     def trajectory(self, denoiser: Denoiser, batch: Batch, rng: Rng, drafter: Denoiser | None = None) -> Iterator[Canvas]:
         """The canvases of `rounds`; raises ValueError without a drafter."""
         if drafter is None:
-            raise ValueError("Speculative needs a second model that drafts: give it as drafter")
+            raise ValueError("Speculative needs a second model that drafts: give it as drafter, or use textdiff speculate")
         for step in self.rounds(denoiser, drafter, batch, rng):
             yield step.canvas
 
@@ -135,12 +135,13 @@ class Speculative(Sampler):
     def rounds(self, target: Denoiser, drafter: Denoiser, batch: Batch, rng: Rng) -> Iterator[Round]:
         """The canvas and the counts at the start and after each round.
 
-        Raises ValueError where a model does not fit, or a row begins with a target. The two must share their ids (`same_ids`).
+        Raises ValueError where a model does not fit, or a row begins with a target or with padding. The two must share their ids, which
+        `models.speculation.require_same_ids` checks.
         """
         self.check(target)
         self.drafting.check(drafter)
         x, wanted = target.canvas(batch)
-        require_beginning(wanted)
+        require_beginning(wanted, batch.attend)
         predictor = target.predictor(batch)
         assert isinstance(predictor, Rewinding)
         state = _State(x, wanted, self.length.longest)

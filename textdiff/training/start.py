@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from textdiff.models.base import LanguageModel, ModelSpec
+from textdiff.models.latent import LatentDiffusion
 from textdiff.models.loading import load
 from textdiff.spec import to_plain
 from textdiff.training.run import flat
 
-# what acts in training alone may change from one run to the next; all else says what the weights mean
+# these act in training alone and may change from one run to the next; all else must agree
 _FREE_TO_CHANGE = {"model.backbone.dropout", "model.backbone.gradient_checkpointing", "model.curriculum", "model.label_dropout"}
 
 
@@ -19,6 +20,8 @@ def started(folder: Path, spec: ModelSpec) -> LanguageModel:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to start from: name that of a run, or of a model")
     source = load(str(folder))
+    if isinstance(source.spec, LatentDiffusion):  # its first steps would train the autoencoder anew, under a denoiser of the old latents
+        raise ValueError(f"{folder} holds a latent model, whose autoencoder would be trained anew: resume its run instead")
     there, here = flat("model", to_plain(source.spec)), flat("model", to_plain(spec))
     for name in {**here, **there}:
         if there.get(name) != here.get(name) and name not in _FREE_TO_CHANGE:
