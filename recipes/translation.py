@@ -15,7 +15,24 @@ The presets are diffuseq, genie, modern, latent (which draw vectors), masked, un
 pairs, tokenizer and steps, around one trunk. They are not of equal size: genie and latent give half of the trunk's layers to an encoder of
 the prompt, latent has an autoencoder besides, and the table says how many parameters each has.
 
-@@TABLE@@
+Measured on Multi30k de-en, one seed, 4,000 steps of 32 pairs under `ACCELERATE_MIXED_PRECISION=bf16`, `--scoring.candidates 5
+--scoring.test-limit 400` (every second test prompt or so, ± one standard error over prompts; NFE: network calls for a response; seconds
+for a hundred responses on one busy core):
+
+                              BLEU            chrF       NFE    s/100
+    autoregressive       34.45 ± 1.21    54.33 ± 0.92     15      1.1
+      MBR of 5           27.64 ± 1.14    47.76 ± 0.90     80      6.4
+    masked               21.94 ± 0.96    41.20 ± 0.78     20     15.7
+      MBR of 5           14.29 ± 0.83    34.14 ± 0.65    100     87.9
+    modern               11.18 ± 0.68    26.01 ± 0.64     20     37.1
+      MBR of 5            9.45 ± 0.64    25.79 ± 0.55    100    193.8
+    genie                 6.96 ± 0.55    23.97 ± 0.42     20      9.2
+      MBR of 5            9.82 ± 0.67    25.57 ± 0.49    100     41.1
+    the source copied     0.55 ± 0.26    17.91 ± 0.27
+@@MORE@@
+Diffusion stands far behind at this budget, and it is training that does it: on the validation prompts of the log the autoregressive run
+has 25.9 BLEU after 1,000 steps and 29.6 after 2,000, masked 12.3 after 1,000, 16.8 after 2,000 and 18.7 after 4,000; 40 instead of 20
+calls, or another order of confidence, move masked by less than its error. (`modern` at `--single.temperature 1`: 6.34 ± 0.57.)
 """
 
 from collections.abc import Mapping, Sequence
