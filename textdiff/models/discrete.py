@@ -130,10 +130,8 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
 
     @property
     def learnt_untold(self) -> bool:
-        """Whether the model can be asked without its condition: it reads none, or training hid its label now and then."""
-        trunk = self.spec.backbone
-        encodes = isinstance(trunk, TransformerConfig) and trunk.encoder_layers > 0
-        return self.spec.label_dropout > 0 or not (self.backbone.labels or encodes)
+        """Whether the model can be asked without its label: it reads none, or training hid it now and then."""
+        return self.spec.label_dropout > 0 or not self.backbone.labels
 
     def predictor(self, batch: Batch) -> NetworkPredictor | PairedPredictor:
         """The network bound to a batch."""
