@@ -134,6 +134,10 @@ def test_what_cannot_be_scored_is_refused_in_one_line(capsys: pytest.CaptureFixt
         ["--data", "long.jsonl"], "long.jsonl holds nothing to score, 1 too long for the model's rows left out: choose other data$", capsys
     )
     record = Path("out/model/training.json")
+    kept = record.read_text()
+    record.write_text('{"recipe": {"spans": {}}}')
+    refused([], "out was trained on spans of text, not on pairs: its results.json holds its bound$", capsys)
+    record.write_text(kept)
     for broken, reason in (
         (record.read_text()[:-40], "delimiter|Unterminated|Expecting"),
         ("{}", "'recipe'"),

@@ -318,6 +318,15 @@ def test_what_acts_in_training_alone_may_change_after_the_start() -> None:
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
 
 
+def test_a_latent_model_does_not_start_from_another(capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(Path("pairs"))
+    translate("latent", "--out", "first", "--scoring.candidates", "1")
+    with pytest.raises(SystemExit) as stopped:
+        translate("latent", "--start", "first", "--out", "second")
+    assert stopped.value.code == 2
+    assert "first holds a latent model, whose autoencoder would be trained anew: resume its run" in capsys.readouterr().err
+
+
 def test_what_is_resumed_does_not_start_again() -> None:
     """A run goes on from its own checkpoint, as if it had not been stopped, with the folder it started from gone."""
     pairs(Path("pairs"))
