@@ -136,6 +136,13 @@ def test_a_resumed_run_ends_where_one_that_was_not_stopped_does() -> None:
     assert steps == [1, 2, 3, 4]
 
 
+def test_a_run_is_resumed_with_the_spans_it_began_with(capsys: pytest.CaptureFixture[str]) -> None:
+    denoise("genie", "--out", "out")
+    with pytest.raises(SystemExit) as stopped:
+        denoise("genie", "--out", "out", "--spans.share", "0.5", "--train.resume")
+    assert (stopped.value.code, "was started with spans = " in capsys.readouterr().err) == (2, True)
+
+
 def test_a_row_is_scored_alike_alone_and_beside_longer_ones() -> None:
     """Padding of sources and rows is not read."""
     denoise("genie", "--out", "out")

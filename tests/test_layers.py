@@ -15,7 +15,22 @@ LAYERS = (
     ("evaluation", "viewer"),
     ("training",),
     # "" is the package itself, whose lazy names reach everywhere
-    ("", "bench", "plots", "report", "recipe", "scores", "decoding", "families", "seq2seq", "denoise", "controlled", "commands", "cli"),
+    (
+        "",
+        "bench",
+        "plots",
+        "report",
+        "recipe",
+        "scores",
+        "sampler_words",
+        "decoding",
+        "families",
+        "seq2seq",
+        "denoise",
+        "controlled",
+        "commands",
+        "cli",
+    ),
 )
 ORDER = {name: (layer, place) for layer, names in enumerate(LAYERS) for place, name in enumerate(names)}
 TOP = (len(LAYERS), 0)  # where a part without a layer stands, until `test_every_part_has_a_layer` is told of it

@@ -191,13 +191,18 @@ def test_init_takes_the_weights_the_trunk_and_the_tokenizer_of_ours(preset: str,
         assert results("out")["validation"]["nats_per_token"] == pytest.approx(first.nats_per_token, rel=1e-5)
 
 
-def test_a_diffusion_model_from_an_autoregressive_one_keeps_its_shift_and_one_from_a_masked_one_gets_none() -> None:
+def test_a_diffusion_model_from_an_autoregressive_one_is_shifted_as_asked_and_one_from_a_diffusion_model_as_that_was(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     corpus(Path("texts"))
-    for source, shift in (("autoregressive", True), ("masked", False)):
-        words = [] if source == "autoregressive" else ["--model.no-shift"]
-        quickstart(source, "--data", "texts", "--out", source, *words)
-        quickstart("masked", "--data", "texts", "--init", source, "--out", f"from-{source}", "--model.no-shift")
-        assert textdiff.load(f"from-{source}").spec.shift is shift
+    quickstart("autoregressive", "--data", "texts", "--out", "causal")
+    for words, shift in ((["--model.shift"], True), (["--model.no-shift"], False)):
+        out = f"shift-{shift}"
+        quickstart("masked", "--data", "texts", "--init", "causal", "--out", out, *words)
+        assert textdiff.load(out).spec.shift is shift
+    with pytest.raises(SystemExit):
+        quickstart("masked", "--data", "texts", "--init", "shift-False", "--out", "other", "--model.shift")
+    assert "shift-False was trained to read position l from its own output" in capsys.readouterr().err
 
 
 def test_init_from_a_stock_model_keeps_it_stock_and_its_likelihood_where_nothing_changes() -> None:

@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,6 +29,7 @@ from textdiff.evaluation.generation import GenerationQuality, bleu, exact_match
 from textdiff.families import Family
 from textdiff.models.base import LanguageModel
 from textdiff.models.latent import LatentDiffusion
+from textdiff.sampler_words import sampler_named
 from textdiff.scores import Case, Score
 from textdiff.seq2seq import Scoring, Seq2Seq, blanks, cases, prepare, run
 from textdiff.spec import from_plain
@@ -255,12 +257,17 @@ def test_what_does_not_suit_the_model_is_refused_before_training(words: str, cap
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("preset", ["diffuseq", "genie", "latent", "masked"])
+@pytest.mark.parametrize("preset", ["diffuseq", "genie", "latent", "masked", "modern"])
 def test_the_command_printed_last_asks_the_model(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
     pairs(Path("pairs"))
     translate(preset, "--out", "out", "--scoring.candidates", "1")
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("next"))
     words = line.split()[2:-1]
+    options = dict(pairwise(words))
+    model, steps = textdiff.load("out"), options.get("--steps")
+    asked = sampler_named(model, options["--sampler"], None if steps is None else int(steps))
+    began: Any = from_plain(yaml.safe_load(Path("out/recipe.yaml").read_text()))
+    assert asked == began.single.of(model)
     answers = []
     for prompt in ("tea", "tea", "a dog ran to the red house"):
         main([*words, prompt, "--steps", "2", "--seed", "3"])
@@ -316,6 +323,19 @@ def test_what_acts_in_training_alone_may_change_after_the_start() -> None:
     assert (model.spec.curriculum, model.spec.backbone.dropout) == (0.0, 0.2)
     saved = load_file("first/model/model.safetensors")
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in saved.items())
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"), [(["--start", "other"], "start = None, now it is other"), (["--source-length", "9"], "source_length")]
+)
+def test_a_run_is_resumed_as_it_began(words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs(Path("pairs"))
+    translate("genie", "--out", "out", "--scoring.candidates", "1")
+    before = Path("out/recipe.yaml").read_text()
+    with pytest.raises(SystemExit) as stopped:
+        translate("genie", "--out", "out", *words, "--train.resume")
+    assert (stopped.value.code, reason in capsys.readouterr().err) == (2, True)
+    assert Path("out/recipe.yaml").read_text() == before
 
 
 def test_a_latent_model_does_not_start_from_another(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ from textdiff.scores import parameters
 from textdiff.training.loop import Evaluate, train
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
+from textdiff.training.start import require_as_begun
 from textdiff.vocab import Vocab
 
 _SHOWN = 3  # filled spans printed
@@ -109,6 +110,7 @@ def run(recipe: Denoise, name: str) -> Path:
 def _run(recipe: Denoise, name: str, accelerator: Accelerator) -> Path:
     began, main = time.perf_counter(), accelerator.is_main_process
     out = on_main(accelerator, lambda: run_folder(recipe, name))
+    require_as_begun(out, recipe, ("column", "spans", "spans_drawn"))
     corpus = on_main_first(accelerator, lambda: resolve(recipe.data, None if recipe.column is None else (recipe.column,)))
     texts = corpus.texts().train
     tokenizer = given_tokenizer(recipe.tokenizer, recipe.train.resume, out)

@@ -92,7 +92,7 @@ class Report:
         """Where everything is, and what to do with it."""
         self.console.print()
         print_labelled(self.console, "wrote", f"{self.out}/ in {seconds:.0f} s", "model/ samples.txt results.json log.jsonl recipe.yaml")
-        print_labelled(self.console, "next", f"textdiff generate {self.out} --prompt 'The '", f"textdiff perplexity {self.out} --data FILE")
+        print_commands(self.console, "next", f"textdiff generate {self.out} --prompt 'The '", f"textdiff perplexity {self.out} --data FILE")
 
 
 class Standing(NamedTuple):
@@ -149,6 +149,12 @@ def print_labelled(console: Console, label: str, *lines: str) -> None:
         wrapped = textwrap.wrap(line.strip(), max(console.width - _LABEL - len(indent), 20), break_long_words=False, break_on_hyphens=False)
         text = ("\n" + " " * _LABEL + indent).join(wrapped)
         console.print(f"{head}{indent}{text}".rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_commands(console: Console, label: str, *commands: str) -> None:
+    """Commands behind a label, each on one line however long, so that it can be copied."""
+    for i, command in enumerate(commands):
+        console.print(f"{label if i == 0 else '':<{_LABEL}}{command}", markup=False, highlight=False, soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from textdiff.evaluation.generation import GenerationQuality, generation_quality
 from textdiff.models.base import LanguageModel
-from textdiff.report import names, print_labelled, printable
+from textdiff.report import names, print_commands, print_labelled, printable
 
 _SHOWN = 3  # responses printed
 
@@ -152,7 +152,7 @@ class Scores:
         """Where everything is, and how to ask the model; `asking` are options of `textdiff generate`."""
         self.console.print()
         print_labelled(self.console, "wrote", f"{self.out}/ in {seconds:.0f} s", "model/ samples.txt results.json log.jsonl recipe.yaml")
-        print_labelled(self.console, "next", f"textdiff generate {self.out} {asking}")
+        print_commands(self.console, "next", f"textdiff generate {self.out} {asking}")
 
 
 def parameters(model: LanguageModel) -> int:

@@ -17,6 +17,7 @@ from transformers.utils import logging
 from textdiff.data.collate import Pairs
 from textdiff.data.corpora import Corpus, resolve
 from textdiff.data.layout import fitting
+from textdiff.data.pair_shape import PairShape
 from textdiff.data.readers import Pair
 from textdiff.data.splits import Splits
 from textdiff.data.tokenizer import train_tokenizer
@@ -27,12 +28,13 @@ from textdiff.families import Family
 from textdiff.models.base import LanguageModel
 from textdiff.models.latent import LatentDiffusion
 from textdiff.recipe import begin, given_tokenizer, on_main_first, run_folder, saver
+from textdiff.sampler_words import typed
 from textdiff.scores import Case, Measure, Outcome, Row, Scores, measured, parameters
 from textdiff.training.checkpoint import list_checkpoints
 from textdiff.training.loop import Evaluate, train
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
-from textdiff.training.start import started
+from textdiff.training.start import require_as_begun, started
 from textdiff.vocab import Vocab
 
 
@@ -55,31 +57,6 @@ class Scoring:
         for name, value in vars(self).items():
             if value is not None and value < 1:
                 raise ValueError(f"scoring.{name} is {value}, expected 1 or more")
-
-
-class PairShape(NamedTuple):
-    """How pairs become rows: the same prompts and responses in every family."""
-
-    source_length: int
-    response_length: int
-    encoder: bool
-    fill: bool
-
-    @classmethod
-    def recorded(cls, recipe: Mapping[str, Any]) -> "PairShape | None":
-        """That of a run's recipe as plain data, whatever class it is of; None where it was no run on pairs."""
-        return cls(*(recipe[name] for name in cls._fields)) if all(name in recipe for name in cls._fields) else None
-
-    @property
-    def row_length(self) -> int:
-        """Tokens of the longest row that the trunk reads: with BOS, and with the prompt and its separator where they are part of it."""
-        return self.response_length + (1 if self.encoder else self.source_length + 2)
-
-    def rows(self, pairs: Sequence[Pair], tokenizer: PreTrainedTokenizerBase) -> Pairs:
-        """The rows of pairs that fit; prompts that do not lose their end, at the same token in every family."""
-        longest = max(self.row_length, self.source_length) if self.encoder else self.row_length
-        filled = self.response_length if self.fill else None
-        return Pairs(pairs, tokenizer, longest, self.encoder, truncate=True, fill=filled, prompt_length=self.source_length)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +94,7 @@ class Seq2Seq(Family):
             raise ValueError(f"start is {self.start}, which has a tokenizer, and tokenizer is {self.tokenizer}: leave one of them out")
 
     @property
-    def shape(self) -> "PairShape":
+    def shape(self) -> PairShape:
         """How pairs become rows."""
         return PairShape(self.source_length, self.response_length, self.encoder, self.fill)
 
@@ -155,6 +132,7 @@ def run(recipe: Seq2Seq, name: str, measure: Measure) -> Path:
 def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator) -> Path:
     began = time.perf_counter()
     out = on_main(accelerator, lambda: run_folder(recipe, name))
+    require_as_begun(out, recipe, ("start", "columns", "source_length", "response_length"))
     corpus = on_main_first(accelerator, lambda: resolve(recipe.data, recipe.columns))
     pairs = corpus.pairs()
     model = _begun(recipe, pairs, out, accelerator)
@@ -173,7 +151,7 @@ def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator)
         rows = _answers(recipe, model, prepared.test, scores)
         outcome = Outcome(prepared.description, parameters(model), steps, trained, prepared.test, rows)
         scores.table(outcome, measure)
-        scores.closing(time.perf_counter() - began, _asking(recipe))
+        scores.closing(time.perf_counter() - began, _asking(recipe, model))
     return out
 
 
@@ -217,10 +195,12 @@ def _check_rows(recipe: Seq2Seq, model: LanguageModel) -> None:
         raise ValueError(f"source_length is {recipe.source_length} and the encoder reads {model.backbone.max_length} tokens: shorten it")
 
 
-def _asking(recipe: Seq2Seq) -> str:
-    """The options of `textdiff generate` that ask the model for one response as it was trained to give it."""
-    temperature = recipe.single.temperature
-    return ("" if recipe.encoder else "--response ") + ("" if temperature == 1 else f"--temperature {temperature:g} ") + "--prompt TEXT"
+def _asking(recipe: Seq2Seq, model: Any) -> str:
+    """The options of `textdiff generate` that ask the model for one response as the table's was drawn."""
+    single = recipe.single
+    sampler = typed(single.of(model), model.default_sampler())
+    temperature = "" if single.temperature == 1 else f"--temperature {single.temperature:g} "
+    return f"{'' if recipe.encoder else '--response '}{sampler}{temperature}--prompt TEXT"
 
 
 def prepare(recipe: Seq2Seq, corpus: Corpus, pairs: Splits[Pair], tokenizer: PreTrainedTokenizerBase) -> Prepared:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from textdiff.commands.device import device_named
-from textdiff.commands.sampler import sampler_named
+from textdiff.sampler_words import sampler_named
 
 if TYPE_CHECKING:
     from textdiff.guidance.base import Guidance

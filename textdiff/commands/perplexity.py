@@ -104,10 +104,10 @@ class Perplexity:
         """Pairs as rows: those of the model's training, longer pairs left out; of a model that no run on pairs made, rows of `length`."""
         from textdiff.data.collate import Pairs
         from textdiff.data.layout import fitting
+        from textdiff.data.pair_shape import PairShape
         from textdiff.decoding import has_encoder
         from textdiff.models.base import TextDiffConfig
         from textdiff.recipe import recorded
-        from textdiff.seq2seq import PairShape
 
         ours = isinstance(model.config, TextDiffConfig)  # a stock model has no record to be asked for
         recipe = (recorded(self.model) if ours else None) or {}

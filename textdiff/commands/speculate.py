@@ -7,7 +7,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from textdiff.commands.device import device_named
-from textdiff.commands.sampler import sampler_named
+from textdiff.sampler_words import sampler_named
 
 if TYPE_CHECKING:
     from textdiff.batch import Batch

@@ -16,9 +16,8 @@ from textdiff.vocab import Vocab, add_mask_token
 def model_from(name: str, spec: ModelSpec, tokenizer: Any) -> LanguageModel:
     """The model that `spec` asks for, with the trunk and the weights of checkpoint `name`.
 
-    A diffusion model gets a mask token, added to `tokenizer` where there is none. Whether position l reads the output at l - 1 (`shift`)
-    is the checkpoint's to say: its weights were trained that way. Raises ValueError when the checkpoint cannot be read or cannot become
-    that model, or when `tokenizer` is not its own.
+    A diffusion model gets a mask token, added to `tokenizer` where there is none. Raises ValueError when the checkpoint cannot be read or
+    cannot become that model, when it is a diffusion model that was trained with another `shift`, or when `tokenizer` is not its own.
     """
     if not isinstance(spec, (Discrete, AutoregressiveSpec)):
         raise ValueError(f"{type(spec).__name__} models do not begin from other weights: leave --init out, or train a discrete model")
@@ -30,7 +29,9 @@ def model_from(name: str, spec: ModelSpec, tokenizer: Any) -> LanguageModel:
     if isinstance(spec, Discrete):
         if spec.annealing is not None and not causal:
             raise ValueError(f"{name} looks both ways already: set annealing to None, or begin from a causal LM")
-        spec = replaced(spec, shift=causal or source.spec.shift)
+        if not causal and spec.shift != source.spec.shift:
+            one, other = ("output at l - 1", "own output") if source.spec.shift else ("own output", "output at l - 1")
+            raise ValueError(f"{name} was trained to read position l from its {one}, not its {other}: set shift to {source.spec.shift}")
     if source.backbone.trunk is None:
         return _ours(spec, source, tokenizer)
     if isinstance(spec, Discrete):

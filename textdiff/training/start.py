@@ -1,6 +1,10 @@
-"""Begin a run with the weights and the tokenizer of another run of the same model, such as its pre-training."""
+"""Begin a run with the weights and the tokenizer of another run of the same model, such as its pre-training; go on with one as it began."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.latent import LatentDiffusion
@@ -32,3 +36,17 @@ def started(folder: Path, spec: ModelSpec) -> LanguageModel:
     model.load_state_dict(source.state_dict())
     model.tokenizer = source.tokenizer
     return model
+
+
+def require_as_begun(out: Path, recipe: Any, names: Sequence[str]) -> None:
+    """Raise ValueError when the run to be resumed in `out` was begun with another value of one of its recipe's fields `names`."""
+    written = out / "recipe.yaml"
+    if not (recipe.train.resume and written.is_file()):
+        return
+    then, now = yaml.safe_load(written.read_text()), to_plain(recipe)
+    for name in names:
+        if then.get(name) != now.get(name):
+            raise ValueError(
+                f"the run in {out} was started with {name} = {then.get(name)}, now it is {now.get(name)}: "
+                "give the old value to resume, or choose another folder"
+            )
