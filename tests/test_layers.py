@@ -28,6 +28,7 @@ LAYERS = (
         "seq2seq",
         "denoise",
         "controlled",
+        "adaptation",
         "commands",
         "cli",
     ),

@@ -40,6 +40,29 @@ def curves(path: Path, runs: Sequence[Path], baselines: Mapping[str, float]) -> 
     return True
 
 
+def bands(path: Path, arms: Mapping[str, Sequence[Sequence[tuple[int, float, float]]]]) -> bool:
+    """Validation nats/token against training tokens for kinds of runs: the mean over seeds, and all seeds between their extremes; `arms`
+    holds (training tokens, nats/token, standard error) by seed. False when there is nothing to draw or nothing to draw with."""
+    found = {name: list(zip(*seeds, strict=False)) for name, seeds in arms.items() if seeds and all(len(points) > 1 for points in seeds)}
+    if not can_draw() or not found:
+        return False
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for name, points in found.items():
+        tokens = [group[0][0] for group in points]
+        nats = [[point[1] for point in group] for group in points]
+        (line,) = axes.plot(tokens, [sum(group) / len(group) for group in nats], label=name, linewidth=1.8, marker="o", markersize=3)
+        axes.fill_between(tokens, [min(group) for group in nats], [max(group) for group in nats], color=line.get_color(), alpha=0.2)
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("validation nats/token (upper bound; bands: all seeds)")
+    axes.legend(frameon=False, fontsize="small")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    return True
+
+
 def evaluations(log: Path) -> list[tuple[int, float, float]]:
     """(training tokens, nats/token, standard error) of every evaluation in a log; an unreadable log has none."""
     tokens, points = {}, []
