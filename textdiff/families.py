@@ -73,9 +73,10 @@ def autoregressive(trunk: TransformerConfig) -> Family:
     return Family(model, Decode(Autoregressive(), 0.0), Decode(Autoregressive(), _VARIED), encoder=False, fill=False)
 
 
-def _vectors(model: ModelSpec, encoder: bool, spacing: Spacing, temperature: float = 1.0) -> Family:
-    """Drawn by DDIM, with the noise of ancestral steps for the candidates."""
-    return Family(model, Decode(DDIM(_STEPS, spacing), temperature), Decode(DDIM(_STEPS, spacing, eta=1.0)), encoder=encoder, fill=True)
+def _vectors(model: ModelSpec, encoder: bool, spacing: Spacing, temperatures: tuple[float, float] = (1.0, 1.0)) -> Family:
+    """Drawn by DDIM, with the noise of ancestral steps for the candidates; the temperatures are those of the two."""
+    one, several = temperatures
+    return Family(model, Decode(DDIM(_STEPS, spacing), one), Decode(DDIM(_STEPS, spacing, eta=1.0), several), encoder=encoder, fill=True)
 
 
 def diffuseq(trunk: TransformerConfig) -> Family:
@@ -90,7 +91,7 @@ def genie(trunk: TransformerConfig) -> Family:
 
 def modern(trunk: TransformerConfig) -> Family:
     """The modern embedding model, the clean prompt in the same row; its one best response is drawn from sharpened beliefs."""
-    return _vectors(embedding_presets.modern(trunk, noise=2.5, scale=0.3), encoder=False, spacing=EqualLogSNR(), temperature=0.2)
+    return _vectors(embedding_presets.modern(trunk, noise=2.5, scale=0.3), encoder=False, spacing=EqualLogSNR(), temperatures=(0.2, _VARIED))
 
 
 def latent(trunk: TransformerConfig, response_length: int) -> Family:

@@ -86,6 +86,36 @@ def test_noisy_blocks_see_themselves_and_clean_ones_before_them(size: int) -> No
     assert torch.equal(masks.noisy_and_clean(ATTEND, DOCUMENT, size), expected)
 
 
+def test_a_window_over_whole_rows_is_that_of_stock_models() -> None:
+    """At both ends: blocks of one token have the causal window, one block the two-way one."""
+    index = torch.arange(LENGTH)
+    for size, causal in ((1, True), (LENGTH, False)):
+        found = masks.windowed(masks.blockwise(ATTEND, DOCUMENT, size), index, 3)
+        assert torch.equal(found[ATTEND[:, None]], masks.stock(ATTEND, DOCUMENT, causal, 3)[ATTEND[:, None]])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+@pytest.mark.parametrize("first", [0, 3, 6])
+def test_windows_follow_positions_in_pairs_and_after_cached_tokens(size: int, first: int) -> None:
+    def near(q: int, k: int, together: bool) -> bool:
+        return abs(q - k) <= 3 if together else abs(q - k) < 3
+
+    columns = torch.arange(first, LENGTH)
+    attend, document = torch.ones(1, LENGTH, dtype=torch.bool), torch.zeros(1, LENGTH, dtype=torch.long)
+    after = masks.blockwise(attend, document, size, first)
+    cached = masks.windowed(after, columns, 3)
+    for i, k in itertools.product(range(LENGTH - first), range(LENGTH)):
+        q = first + i
+        mutual = k >= first and q // size == k // size
+        assert bool(cached[0, 0, i, k]) == (bool(after[0, 0, i, k]) and near(q, k, mutual))
+    both = masks.noisy_and_clean(attend, document, size)
+    paired = masks.windowed(both, torch.arange(LENGTH).repeat(2), 3)
+    for q, k in itertools.product(range(2 * LENGTH), range(2 * LENGTH)):
+        query, key = q % LENGTH, k % LENGTH
+        mutual = query // size == key // size and (q < LENGTH) == (k < LENGTH)
+        assert bool(paired[0, 0, q, k]) == (bool(both[0, 0, q, k]) and near(query, key, mutual))
+
+
 def test_rows_that_nothing_tells_apart_share_one_mask() -> None:
     attend, document = torch.ones(4, 5).bool(), torch.zeros(4, 5).long()
     for mask, single in (

@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.backbones.stock_models import tiny
 from tests.models.tiny import EOS, MASK, PAD, TEXT, VOCAB, autoregressive, diffusion, lone, ragged, trunk
 from textdiff import spec as plain
-from textdiff.backbones.pretrained import Pretrained
 from textdiff.batch import Batch, Clean
 from textdiff.models.block import PairedPredictor
-from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
+from textdiff.models.discrete import DiscreteDiffusionLM
 from textdiff.models.parameterisation import Posterior
 from textdiff.prediction import TablePrediction
 from textdiff.processes.base import TokenProcess
@@ -28,7 +26,6 @@ from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.blockwise import Blockwise
 from textdiff.samplers.confidence import Greedy, Threshold
 from textdiff.samplers.first_hitting import FirstHitting
-from textdiff.vocab import Vocab
 
 TIMED = trunk(time_conditioning=True)
 KINDS: dict[str, dict[str, Any]] = {
@@ -222,6 +219,17 @@ def test_documents_that_begin_with_blocks_cost_what_they_cost_alone() -> None:
         torch.testing.assert_close(model.predictor(Batch.of(tokens[:, here]))(xt[:, here], t[:, here]).logits(), whole[:, here])
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_rows_padded_on_the_left_by_whole_blocks_are_believed_what_they_are_alone(shift: bool) -> None:
+    """Also where the first token has nothing before it to be read from but padding."""
+    model, batch = blocks(2, shift=shift), ragged()
+    xt, t = noised(model, batch)
+    alone = model.predictor(batch)(xt, t).logits()
+    left = Batch.of(*(torch.nn.functional.pad(part, (4, 0)) for part in (batch.tokens, batch.target, batch.attend)))
+    together = model.predictor(left)(torch.nn.functional.pad(xt, (4, 0)), torch.nn.functional.pad(t, (4, 0), value=0.5)).logits()
+    torch.testing.assert_close(together[:, 4:][batch.attend], alone[batch.attend], rtol=1e-5, atol=1e-6)
+
+
 def test_predictors_keep_a_subset_of_rows() -> None:
     model, batch, index = blocks(2, shift=True), ragged(), torch.tensor([3, 1])
     xt, t = noised(model, batch)
@@ -330,9 +338,3 @@ def test_a_canvas_of_the_wrong_length_is_refused() -> None:
         predictor.extend(ragged().tokens[:, :3])
     with pytest.raises(ValueError, match=r"^a canvas of 3 tokens is longer than a block of 2"):
         predictor.extend(ragged().tokens[:, :2])(ragged().tokens[:, 2:5], torch.ones(4))
-
-
-def test_a_stock_trunk_is_refused_in_one_line() -> None:
-    pretrained, vocab = Pretrained(name="llama"), Vocab(size=64, tokens=60, mask_id=59, pad_id=0)
-    with pytest.raises(ValueError, match=r"^block diffusion reads rows under masks that \w+ trunks do not take yet"):
-        Discrete(process=Block(), backbone=pretrained).build(vocab, pretrained.wrap(tiny("llama"), vocab, causal=False))

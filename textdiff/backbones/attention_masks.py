@@ -100,9 +100,32 @@ def stock(attend: Tensor, document: Tensor, is_causal: bool, window: int | None 
     return (allow | (distance == 0)).expand(rows, -1, -1, -1)
 
 
+def windowed(mask: Tensor, columns: Tensor, window: int | None) -> Tensor:
+    """(B, 1, n, keys): `mask` within a sliding window, in the conventions of stock models, for tokens at the positions `columns` (n,).
+
+    The last n keys are the tokens themselves and those before them the first of the row. The window reaches w to each side between tokens
+    that see each other, as in their own block, and has w keys where only the later one sees the earlier.
+    """
+    if window is None:
+        return mask
+    n, keys = mask.shape[2:]
+    seen = _distinct_rows(mask)
+    places = torch.cat([torch.arange(keys - n, device=columns.device), columns])
+    distance = (columns[:, None] - places).abs()
+    mutual = torch.zeros_like(seen)
+    mutual[..., keys - n :] = seen[..., keys - n :] & seen[..., keys - n :].transpose(-1, -2)
+    return (seen & ((distance < window) | (mutual & (distance == window)))).expand_as(mask)
+
+
+def _distinct_rows(mask: Tensor) -> Tensor:
+    """The first row for all where they are one piece of memory."""
+    return mask[:1] if mask.stride(0) == 0 else mask
+
+
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """The mask as what is added to attention scores: 0 where allowed, the most negative number of `dtype` elsewhere."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    seen = _distinct_rows(mask)
+    return torch.zeros(seen.shape, dtype=dtype, device=mask.device).masked_fill_(~seen, torch.finfo(dtype).min).expand_as(mask)
 
 
 def places(kind: Tensor, document: Tensor) -> Tensor:

@@ -7,19 +7,21 @@ forward pays no vocabulary projection; the head is then evaluated only where it 
 
 import inspect
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textdiff.backbones import attention_masks, hub, leak
-from textdiff.backbones.base import Backbone, BackboneConfig, Cache, banned_ids
+from textdiff.backbones.base import Backbone, BackboneConfig, Cache, FinishedCache, banned_ids
+from textdiff.backbones.probing import close, ordinary_tokens, probing
+from textdiff.backbones.stock_blocks import StockFinished, reads_blocks
 from textdiff.backbones.stock_cache import StockCache
+from textdiff.backbones.stock_context import MaskForm, PretrainedContext
 from textdiff.batch import Batch
 from textdiff.projection import Head
 from textdiff.vocab import Vocab
@@ -57,21 +59,6 @@ class Pretrained(BackboneConfig):
         return backbone
 
 
-class PretrainedContext(NamedTuple):
-    """What the stock forward is given beside the tokens: `attention_mask` (one, or one per layer type) and `position_ids`."""
-
-    inputs: dict[str, Any]
-    turned: bool = False  # a bidirectional trunk is to look back only
-
-    def rows(self, index: Tensor) -> "PretrainedContext":
-        """The same for a subset of rows."""
-        return PretrainedContext({name: _rows(value, index) for name, value in self.inputs.items()}, self.turned)
-
-
-def _rows(value: Any, index: Tensor) -> Any:
-    return {name: item[index] for name, item in value.items()} if isinstance(value, dict) else value[index]
-
-
 class PretrainedBackbone(Backbone):
     """A loaded stock model behind the interface of a trunk.
 
@@ -86,8 +73,8 @@ class PretrainedBackbone(Backbone):
         self._no_cache = leak.without_cache(trunk)
         self._positioned = "position_ids" in inspect.signature(trunk.forward).parameters
         self._scale = _logit_scale(trunk)
-        with _probing(trunk):
-            tokens = _ordinary_tokens(trunk, 5)
+        with probing(trunk):
+            tokens = ordinary_tokens(trunk, 5)
             leak.turn(trunk, causal, tokens[:, :3])
             self._check_head(tokens)
             self._offset = self._position_offset(tokens)
@@ -114,19 +101,30 @@ class PretrainedBackbone(Backbone):
 
     @cached_property
     def turns_causal(self) -> bool:  # type: ignore[override]
-        with _probing(self.trunk):
-            return not self.causal and leak.turns_causal(self.trunk, _ordinary_tokens(self.trunk, 3))
+        with probing(self.trunk):
+            return not self.causal and leak.turns_causal(self.trunk, ordinary_tokens(self.trunk, 3))
 
     @cached_property
     def opens_entries(self) -> bool:  # type: ignore[override]
         """Measured: a mask without any of the future does what looking back only does."""
         if not (self._packs and self.turns_causal):
             return False
-        with _probing(self.trunk):
-            tokens = _ordinary_tokens(self.trunk, 5)
+        with probing(self.trunk):
+            tokens = ordinary_tokens(self.trunk, 5)
             batch, closed = Batch.of(tokens), torch.zeros(5, 5, dtype=torch.bool, device=tokens.device)
             masked, turned = (self(tokens, self.context(batch, ahead)) for ahead in (closed, False))
-            return _close(masked, turned)
+            return close(masked, turned)
+
+    @cached_property
+    def reads_blocks(self) -> bool:  # type: ignore[override]
+        """Measured with the second block as far from the first as rows can be: some models turn all positions otherwise in long rows."""
+        if self.causal or self._offset is None or not self._packs:
+            return False
+        with probing(self.trunk):
+            tokens = ordinary_tokens(self.trunk, 6)
+            far = 0 if self.max_length == sys.maxsize else self.max_length - 6
+            places = torch.tensor([[0, 1, 2, 3 + far, 4 + far, 5 + far]], device=tokens.device) + self._offset
+            return reads_blocks(self, PretrainedContext({"position_ids": places}, MaskForm.of(self.trunk)), tokens)
 
     def context(self, batch: Batch, ahead: Tensor | bool = True) -> PretrainedContext:
         """Masks and positions of a batch; `ahead` is what a bidirectional trunk sees of the future: all, nothing, or True entries (L, L).
@@ -138,30 +136,17 @@ class PretrainedBackbone(Backbone):
             raise ValueError(f"{length} tokens exceed the model's max_length of {self.max_length}: shorten the input")
         if batch.source.shape[1]:
             raise ValueError(f"{_title(self.trunk)} has no encoder: put the batch's source before its target as a prefix")
-        inputs: dict[str, Any] = {}
+        inputs, form = dict[str, Any](), MaskForm.of(self.trunk)
         causal, entries = self.causal or ahead is False, ahead if isinstance(ahead, Tensor) else None
         if bool(batch.document.any()) or entries is not None:
             if not self._packs:
                 raise ValueError(f"{_title(self.trunk)} cannot keep packed documents apart: pad them (one document per row) instead")
-            inputs["attention_mask"] = self._masks(batch.attend, batch.document, causal, entries)
+            inputs["attention_mask"] = form(partial(attention_masks.stock, batch.attend, batch.document, causal, ahead=entries))
         elif not bool(batch.attend.all()):
             inputs["attention_mask"] = batch.attend.long()
         if self._offset is not None:
             inputs["position_ids"] = attention_masks.positions(attention_masks.apart(batch.document, batch.attend)) + self._offset
-        return PretrainedContext(inputs, turned=causal and not self.causal)
-
-    def _masks(self, attend: Tensor, document: Tensor, causal: bool, ahead: Tensor | None = None) -> Tensor | dict[str, Tensor]:
-        config = self.trunk.config.get_text_config(decoder=True)
-        window: int | None = getattr(config, "sliding_window", None)  # a field of the architectures that have one, as is layer_types
-
-        def build(window: int | None) -> Tensor:
-            mask = attention_masks.stock(attend, document, causal, window, ahead)
-            return attention_masks.additive(mask, self.trunk.dtype) if config._attn_implementation == "eager" else mask
-
-        kinds = getattr(config, "layer_types", None)
-        if kinds is None:
-            return build(window)
-        return {kind: build(window if kind == "sliding_attention" else None) for kind in sorted(set(kinds))}
+        return PretrainedContext(inputs, form, turned=causal and not self.causal)
 
     def forward(
         self,
@@ -175,9 +160,12 @@ class PretrainedBackbone(Backbone):
 
         Raises ValueError for a cache that is not its own.
         """
-        inputs = {**self._no_cache, **context.inputs}
+        inputs, finished = {**self._no_cache, **context.inputs}, None
         if isinstance(cache, StockCache):
             inputs = cache.inputs(tokens, context.inputs.get("position_ids"))
+        elif isinstance(cache, FinishedCache):
+            finished = StockFinished(cache)
+            inputs = {**context.inputs, "past_key_values": finished, "use_cache": True}
         elif cache is not None:
             raise ValueError(f"{_title(self.trunk)} keeps its own key-value cache: ask for it with `cache(length)`")
         taken: list[Tensor] = []
@@ -194,6 +182,8 @@ class PretrainedBackbone(Backbone):
             handle.remove()
         if len(taken) != 1 or taken[0].shape[:2] != tokens.shape:
             raise ValueError(f"{_title(self.trunk)} does not project one hidden state per token to its vocabulary: choose another model")
+        if finished is not None:
+            finished.read(_title(self.trunk), tokens.shape[1])
         return taken[0] if self._scale == 1 else taken[0] * self._scale
 
     def cache(self, length: int) -> StockCache:
@@ -232,10 +222,10 @@ class PretrainedBackbone(Backbone):
         finally:
             handle.remove()
         ours = self.head()(plain * gain)
-        if _close(logits, ours, self.trunk.dtype):
+        if close(logits, ours, self.trunk.dtype):
             return
         ratio = float((logits * ours).sum() / (ours * ours).sum())
-        what = f"multiplies its logits by {ratio:.6g}" if _close(logits, ours * ratio) else "bends its logits (a soft cap)"
+        what = f"multiplies its logits by {ratio:.6g}" if close(logits, ours * ratio) else "bends its logits (a soft cap)"
         raise ValueError(f"{_title(self.trunk)} {what} after its output embedding, which textdiff does not reproduce: choose another model")
 
     def _position_offset(self, tokens: Tensor) -> int | None:
@@ -245,7 +235,7 @@ class PretrainedBackbone(Backbone):
         plain = self(tokens, PretrainedContext({}))
         place = torch.arange(tokens.shape[1], device=tokens.device)[None]
         candidates = (0, (self.trunk.config.pad_token_id or 0) + 1)
-        found = (offset for offset in candidates if _close(plain, self(tokens, PretrainedContext({"position_ids": place + offset}))))
+        found = (offset for offset in candidates if close(plain, self(tokens, PretrainedContext({"position_ids": place + offset}))))
         return next(found, None)
 
     def _isolates(self, tokens: Tensor) -> bool:
@@ -254,14 +244,15 @@ class PretrainedBackbone(Backbone):
         if not set(getattr(config, "layer_types", None) or ()) <= {"full_attention", "sliding_attention"}:
             return False
         document = torch.tensor([[1, 1, 2, 2, 2]], device=tokens.device)
-        inputs: dict[str, Any] = {"attention_mask": self._masks(torch.ones_like(document, dtype=torch.bool), document, self.causal)}
+        masks = partial(attention_masks.stock, torch.ones_like(document, dtype=torch.bool), document, self.causal)
+        inputs: dict[str, Any] = {"attention_mask": MaskForm.of(self.trunk)(masks)}
         if self._offset is not None:
             inputs["position_ids"] = attention_masks.positions(document) + self._offset
         try:
             packed = self(tokens, PretrainedContext(inputs))
         except (ValueError, RuntimeError, TypeError, AttributeError, IndexError):  # whatever a model does that takes no such mask
             return False
-        return all(_close(packed[:, part], self(tokens[:, part], PretrainedContext({}))) for part in (slice(2), slice(2, 5)))
+        return all(close(packed[:, part], self(tokens[:, part], PretrainedContext({}))) for part in (slice(2), slice(2, 5)))
 
 
 def _title(trunk: PreTrainedModel) -> str:
@@ -272,26 +263,3 @@ def _logit_scale(trunk: PreTrainedModel) -> float:
     """The factor between head and logits where the configuration names one (Cohere multiplies, Granite divides)."""
     fields = trunk.config.get_text_config(decoder=True).to_dict()
     return float(fields.get("logit_scale") or 1.0) / float(fields.get("logits_scaling") or 1.0)
-
-
-@contextmanager
-def _probing(trunk: PreTrainedModel) -> Iterator[None]:
-    training = trunk.training
-    trunk.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        trunk.train(training)
-
-
-def _ordinary_tokens(trunk: PreTrainedModel, count: int) -> Tensor:
-    """(1, count) ids, none of them padding, which some models treat apart."""
-    ids = [i for i in range(count + 1) if i != trunk.config.pad_token_id]
-    return torch.tensor([ids[:count]], device=trunk.device)
-
-
-def _close(one: Tensor, two: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Equal up to the rounding of the number format: 0.01 % of the largest value, 5 % in half precision."""
-    tolerance = 0.05 if (dtype or one.dtype) in (torch.bfloat16, torch.float16) else 1e-4
-    return bool((one - two).abs().max() <= tolerance * two.abs().max())

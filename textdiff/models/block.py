@@ -42,7 +42,7 @@ class Rows(NamedTuple):
     def of(cls, batch: Batch, context: BlockContext) -> "Rows":
         """The rows of a batch with the trunk's context of it."""
         everywhere = torch.arange(batch.tokens.shape[1], device=batch.tokens.device)
-        starts = attention_masks.positions(batch.document) == 0
+        starts = attention_masks.positions(attention_masks.apart(batch.document, batch.attend)) == 0
         return cls(batch.tokens, batch.attend, batch.document, starts, context.at(everywhere, None))
 
     def rows(self, index: Tensor) -> "Rows":

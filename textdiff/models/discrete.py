@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -121,12 +122,16 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         self._lesson = Masked(self.process.schedule).bind(self.vocab) if self.spec.curriculum else self.process
         if self.spec.label_dropout and not self.backbone.labels:
             raise ValueError(f"label_dropout is {self.spec.label_dropout} and the trunk reads no labels: set its labels, or leave it out")
-        if self.spec.annealing is not None:
-            self.spec.annealing.check(self.backbone)
         if isinstance(self.process, Block) and not self.backbone.reads_blocks:
-            name = type(self.backbone).__name__
-            raise ValueError(f"block diffusion reads rows under masks that {name} trunks do not take yet: use textdiff's Transformer")
+            name = type(self.backbone.trunk or self.backbone).__name__
+            raise ValueError(f"{name} reads a block after cached ones otherwise than in a whole row, or not at all: choose another trunk")
         self.post_init()
+
+    def train(self, mode: bool = True) -> Self:
+        """Raises ValueError when the trunk cannot be annealed as training is to do it."""
+        if mode and self.spec.annealing is not None:
+            self.spec.annealing.check(self.backbone)  # here, because a model that is only used must not pay for the probe
+        return super().train(mode)
 
     @property
     def learnt_untold(self) -> bool:
