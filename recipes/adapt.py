@@ -2,6 +2,12 @@
 
     python recipes/adapt.py masked --model gpt2                          masked diffusion (DiffuGPT)
     python recipes/adapt.py uniform --model gpt2                         tokens become other tokens instead of [MASK]
+    python recipes/adapt.py block --model gpt2                           block by block, left to right (BD3-LM)
+
+    ... --layout.isolate                                                 attention stays inside each document of a row
+    ... --gradient-checkpointing                                         less memory, a third more time
+    ... --train.rates.mask-row 10 --train.rates.attention 0              parts learn faster, slower, or not at all
+    ... --train.lora.rank 16                                             adapters instead (pip install textdiff[adapters])
 
 Attention goes from causal to bidirectional over the first tenth of the run, entry by entry. Otherwise, as the last words:
 
@@ -11,7 +17,8 @@ Attention goes from causal to bidirectional over the first tenth of the run, ent
     annealing:none                                                       bidirectional from the first step (DiffuLLaMA, RND1)
 
 `--model` is a folder, a run's folder or a hub id. The model keeps its tokenizer, to which [MASK] is added, and reads position l from
-its output at l - 1, as it was trained to. A stock model is saved as the stock folder that it was: transformers alone reads it too.
+its output at l - 1, as it was trained to (`--no-shift`: at l). A stock model is saved as the stock folder that it was, adapters added
+to its weights: transformers alone reads it too.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +26,14 @@ from pathlib import Path
 
 from textdiff import recipe
 from textdiff.backbones.annealing import GrowingBlocks, RandomEntries, WholeBatch
+from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import run_presets
 from textdiff.data import pydocs
 from textdiff.data.layout import Layout
 from textdiff.models.discrete import Discrete
 from textdiff.models.objective import Bound, CrossEntropy, Objective
 from textdiff.processes.base import TokenProcess
+from textdiff.processes.block import Block
 from textdiff.processes.masked import Masked
 from textdiff.processes.uniform import Uniform
 from textdiff.recipe import Evaluation, Recipe
@@ -45,6 +54,10 @@ class Adapt:
     """What is differentiated."""
     annealing: RandomEntries | WholeBatch | GrowingBlocks | None = RandomEntries()
     """How attention goes from causal to bidirectional."""
+    shift: bool = True
+    """Read position l from the output at l - 1, where a model trained left to right predicts it."""
+    gradient_checkpointing: bool = False
+    """Compute each layer again for its gradient instead of keeping what it computed."""
     data: str = pydocs.NAME
     """builtin:pydocs, a file (text, jsonl, csv, parquet), a folder of them, or a hub id org/name[:config][@revision]."""
     out: Path | None = None
@@ -58,7 +71,8 @@ class Adapt:
 
     def recipe(self) -> Recipe:
         """The run as every other."""
-        spec = Discrete(process=self.process, objective=self.objective, annealing=self.annealing, shift=True)
+        trunk = TransformerConfig(gradient_checkpointing=self.gradient_checkpointing)  # all else of it is the model's own
+        spec = Discrete(self.process, trunk, self.objective, annealing=self.annealing, shift=self.shift)
         return Recipe(spec, self.data, init=self.model, out=self.out, layout=self.layout, train=self.train, evaluation=self.evaluation)
 
 
@@ -72,7 +86,12 @@ def uniform() -> Adapt:
     return Adapt(process=Uniform(), objective=CrossEntropy())
 
 
-PRESETS = (masked, uniform)
+def block() -> Adapt:
+    """Block diffusion (BD3-LM): blocks are written left to right after a cache of those before; attention inside them is free at once."""
+    return Adapt(process=Block(Masked(), size=16), objective=CrossEntropy(), annealing=None)
+
+
+PRESETS = (masked, uniform, block)
 
 
 def run(adapt: Adapt, name: str) -> Path:

@@ -1,5 +1,6 @@
 """recipes/adapt.py: what it makes of a causal model, and what it refuses in one line."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.backbones.stock_models import tiny
 from tests.tiny_runs import QUICK, corpus, quickstart, recipe, stock_bert, stock_gpt2
 from textdiff.backbones.annealing import GrowingBlocks, RandomEntries, WholeBatch
 from textdiff.models.objective import Bound
+from textdiff.processes.block import Block
 from textdiff.processes.masked import Masked
 
 ENCODER_DECODER: dict[str, dict[str, Any]] = {
@@ -97,6 +99,61 @@ def test_a_resumed_run_meets_the_attention_it_would_have_met(place: Path, tmp_pa
     adapt("masked", *words, "--train.resume", *last)
     again = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def rows_of_log(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "tokens_per_second"} for line in lines]
+
+
+@pytest.mark.parametrize("source", ["gpt2", "ours"])
+def test_layers_computed_again_and_isolated_documents_train_under_annealing(source: str, place: Path, tmp_path: Path) -> None:
+    last = ["annealing:random-entries", "--annealing.part", "1"]
+    found = {}
+    for name, words in (("plain", []), ("saving", ["--gradient-checkpointing"]), ("alone", ["--layout.isolate"])):
+        found[name] = tmp_path / name
+        adapt("masked", "--model", source, "--out", str(found[name]), "--train.steps", "3", *words, *last)
+    plain, saving, alone = (rows_of_log(found[name]) for name in found)
+    for row, again in zip(plain, saving, strict=True):
+        assert row.get("loss", 0) == pytest.approx(again.get("loss", 0), rel=1e-5)
+    assert textdiff.load(str(found["saving"])).spec.backbone.gradient_checkpointing
+    assert plain[0]["loss"] != alone[0]["loss"]
+    one, two = (load_file(found[name] / "model" / "model.safetensors") for name in ("plain", "saving"))
+    assert all(torch.allclose(tensor, two[name], atol=1e-5) for name, tensor in one.items())
+
+
+def test_without_shift_positions_are_read_where_they_stand(place: Path, tmp_path: Path) -> None:
+    adapt("masked", "--no-shift", "--out", str(tmp_path))
+    assert not textdiff.load(str(tmp_path)).spec.shift
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["textdiff"]["spec"]["shift"] is False
+
+
+def test_rates_and_adapters_are_flags(place: Path, tmp_path: Path) -> None:
+    """The row of [MASK] alone, and adapters beside it: [MASK] is the last of 301 rows, the mean of the others at first."""
+    alone = ["--train.rates.attention", "0", "--train.rates.rest", "0"]
+    adapters = ["--train.lora.rank", "2", "--train.lora.targets", "c_attn"]
+    for name, words, changed in (("row", alone, set()), ("lora", adapters, {f"transformer.h.{i}.attn.c_attn.weight" for i in range(2)})):
+        adapt("masked", "--out", str(tmp_path / name), *words)
+        before, after = (load_file(f"{folder}/model.safetensors") for folder in ("gpt2", tmp_path / name / "model"))
+        table = "transformer.wte.weight"
+        assert {name for name, tensor in before.items() if not torch.equal(after[name][: len(tensor)], tensor)} == changed
+        assert not torch.allclose(after[table][300], before[table].mean(0), atol=1e-6)
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "model")
+
+
+@pytest.mark.parametrize("words", [["--model", "ours"], ["--model", "gpt2", "--gradient-checkpointing", "--train.lora.rank", "2"]])
+def test_block_diffusion_begins_from_a_causal_model(words: list[str], place: Path, tmp_path: Path) -> None:
+    adapt("block", *words, "--out", str(tmp_path))
+    spec = textdiff.load(str(tmp_path)).spec
+    assert (spec.process, spec.shift, spec.annealing) == (Block(Masked(), size=16), True, None)
+
+
+def test_adapters_of_nothing_are_refused(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        quickstart("masked", "--data", "texts", "--out", "refused", "--train.lora.rank", "2")
+    assert stopped.value.code == 2
+    assert "train.lora adapts weights that are there, and this model has none yet: name one with --init" in capsys.readouterr().err
+    assert not Path("refused").exists()
 
 
 REFUSED = {

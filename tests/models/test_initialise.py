@@ -13,6 +13,7 @@ from tests.models.tiny import VOCAB, autoregressive, diffusion, logits
 from tests.tiny_runs import stock_bert, stock_gpt2
 from textdiff.backbones.annealing import GrowingBlocks, RandomEntries, WholeBatch
 from textdiff.backbones.pretrained import Pretrained
+from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
 from textdiff.data.tokenizer import load_tokenizer
 from textdiff.models.autoregressive import AutoregressiveSpec
@@ -34,7 +35,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def adapted(gpt2: Path) -> Any:
     tokenizer = load_tokenizer(str(gpt2))
-    model = model_from(str(gpt2), Discrete(annealing=RandomEntries()), tokenizer).eval()
+    model = model_from(str(gpt2), Discrete(annealing=RandomEntries(), shift=True), tokenizer).eval()
     model.tokenizer = tokenizer
     return model
 
@@ -77,7 +78,7 @@ def test_a_spare_row_becomes_the_mask_and_the_others_are_never_written(gpt2: Pat
 @pytest.mark.parametrize("annealing", [RandomEntries(0.2), WholeBatch(), GrowingBlocks(largest=64), None])
 def test_what_was_adapted_opens_again_bidirectional_by_transformers_and_by_us(annealing: Any, gpt2: Path, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(str(gpt2))
-    model = model_from(str(gpt2), Discrete(annealing=annealing), tokenizer).eval()
+    model = model_from(str(gpt2), Discrete(annealing=annealing, shift=True), tokenizer).eval()
     model.tokenizer = tokenizer
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
@@ -105,7 +106,7 @@ def test_an_autoregressive_model_of_ours_without_a_mask_token_gets_one(gpt2: Pat
     source.tokenizer = tokenizer
     source.save_pretrained(tmp_path / "source")
     given = load_tokenizer(str(tmp_path / "source"))
-    model = model_from(str(tmp_path / "source"), Discrete(annealing=RandomEntries()), given)
+    model = model_from(str(tmp_path / "source"), Discrete(annealing=RandomEntries(), shift=True), given)
     model.tokenizer = given
     assert (given.mask_token_id, model.vocab.mask_id, model.vocab.size, model.spec.shift) == (300, 300, 301, True)
     old, new = source.backbone.embedding.weight, model.backbone.embedding.weight
@@ -122,14 +123,14 @@ def test_what_looks_both_ways_already_is_not_annealed(adapted: DiscreteDiffusion
         tokenizer = load_tokenizer(str(folder))
         with pytest.raises(ValueError, match="looks both ways already: set annealing to None, or begin from a causal LM"):
             model_from(str(folder), Discrete(annealing=RandomEntries()), tokenizer)
-        model = model_from(str(folder), Discrete(), tokenizer)
-        assert model.spec.shift == (folder.name == "adapted")
+        model = model_from(str(folder), Discrete(shift=folder.name == "adapted"), tokenizer)
+        assert model.spec.annealing is None
 
 
 def test_an_adapted_model_may_be_moved_and_adapted_further(adapted: DiscreteDiffusionLM, tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "first")
     shutil.move(tmp_path / "first", tmp_path / "moved")
-    model = model_from(str(tmp_path / "moved"), Discrete(), load_tokenizer(str(tmp_path / "moved")))
+    model = model_from(str(tmp_path / "moved"), Discrete(shift=True), load_tokenizer(str(tmp_path / "moved"))).eval()
     assert model.vocab == adapted.vocab
     assert isinstance(model.spec.backbone, Pretrained)
     torch.testing.assert_close(head_logits(model), head_logits(adapted))
@@ -145,13 +146,81 @@ def test_models_that_do_not_begin_from_other_weights_say_so(gpt2: Path, tmp_path
             model_from(str(tmp_path), spec, tokenizer)
 
 
-def test_a_diffusion_model_of_ours_goes_on_as_one(tmp_path: Path) -> None:
-    class Ids:
-        def __len__(self) -> int:
-            return VOCAB.tokens
+class Ids:
+    """All that must be known of a tokenizer that has a mask token."""
 
+    def __len__(self) -> int:
+        return VOCAB.tokens
+
+
+def test_a_diffusion_model_of_ours_goes_on_as_one(tmp_path: Path) -> None:
     source = diffusion(shift=True)
     source.save_pretrained(tmp_path)
-    model = model_from(str(tmp_path), Discrete(), Ids())
+    model = model_from(str(tmp_path), Discrete(shift=True), Ids())
     assert model.spec.shift
     torch.testing.assert_close(logits(model.double(), ROW % 6), logits(source, ROW % 6), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_causal_model_is_read_where_the_spec_says(shift: bool, gpt2: Path) -> None:
+    """The belief about position l is the trunk's output at l - 1, or at l."""
+    model = model_from(str(gpt2), Discrete(shift=shift), load_tokenizer(str(gpt2))).eval()
+    belief = model.predictor(Batch.of(ROW))(ROW, torch.ones(1, dtype=torch.float64)).logits().detach()[..., :300]
+    expected = head_logits(model)[..., :300]
+    at = torch.tensor([0, 0, 1, 2, 3]) if shift else torch.arange(5)  # nothing is before the first
+    torch.testing.assert_close(belief, expected[:, at])
+
+
+@pytest.mark.parametrize(
+    ("shift", "instead"), [(True, "output at l - 1, not its own output"), (False, "own output, not its output at l - 1")]
+)
+def test_a_diffusion_model_goes_on_with_the_shift_it_was_trained_with(shift: bool, instead: str, gpt2: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(gpt2))
+    adapted = model_from(str(gpt2), Discrete(shift=shift), tokenizer)
+    adapted.tokenizer = tokenizer
+    adapted.save_pretrained(tmp_path / "stock")
+    diffusion(shift=shift).save_pretrained(tmp_path / "ours")
+    for folder, ids in ((tmp_path / "stock", tokenizer), (tmp_path / "ours", Ids())):
+        with pytest.raises(ValueError, match=f"was trained to read position l from its {instead}: set shift to {shift}"):
+            model_from(str(folder), Discrete(shift=not shift), ids)
+        assert model_from(str(folder), Discrete(shift=shift), ids).spec.shift is shift
+
+
+@pytest.mark.parametrize("kind", [Discrete, AutoregressiveSpec])
+@pytest.mark.parametrize("stock", [True, False])
+def test_layers_are_computed_again_where_the_spec_says_so(stock: bool, kind: Any, gpt2: Path, tmp_path: Path) -> None:
+    """Each layer runs twice in a step of training, and once with the option left out."""
+    if not stock:
+        autoregressive().float().save_pretrained(tmp_path)
+    place = gpt2 if stock else tmp_path
+    for saving, expected in ((False, 1), (True, 2)):
+        ids = load_tokenizer(str(gpt2)) if stock else Ids()
+        model = model_from(str(place), kind(backbone=TransformerConfig(gradient_checkpointing=saving)), ids)
+        assert model.spec.backbone.gradient_checkpointing is saving
+        runs: list[int] = []
+        last = model.backbone.trunk.transformer.h[1].mlp if stock else model.backbone.blocks[1].mlp
+        last.register_forward_pre_hook(lambda *call, runs=runs: runs.append(1))
+        model(Batch.of(ROW % 6, target=torch.arange(5)[None] > 0), 0, 0).total.backward()
+        assert len(runs) == expected
+
+
+def test_only_what_is_trained_is_probed(gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = load_tokenizer(str(gpt2))
+    model = model_from(str(gpt2), Discrete(annealing=RandomEntries()), tokenizer)
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path)
+    asked: list[str] = []
+    monkeypatch.setattr(RandomEntries, "check", lambda self, backbone: asked.append("check"))
+    opened = load(str(tmp_path))
+    opened.generate(ROW, max_new_tokens=2, max_denoising_steps=1, seed=0)
+    assert asked == []
+    opened.train()
+    assert asked == ["check"]
+
+
+@pytest.mark.parametrize("name", ["gpt_neo", "bloom"])
+def test_a_trunk_that_cannot_be_annealed_is_refused_where_training_begins(name: str, gpt2: Path, tmp_path: Path) -> None:
+    tiny(name, vocab_size=300, bos_token_id=0, eos_token_id=0).save_pretrained(tmp_path)
+    load_tokenizer(str(gpt2)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"stays causal in 2 layers|takes no explicit attention mask, which RandomEntries needs"):
+        model_from(str(tmp_path), Discrete(annealing=RandomEntries()), load_tokenizer(str(tmp_path)))

@@ -136,6 +136,59 @@ def test_a_block_that_is_not_ours_is_refused_in_one_line(block: Any, gpt2: Path,
     assert "\n" not in str(raised.value)
 
 
+def without(config: Any, *path: str) -> Any:
+    inner = config
+    for name in path[:-1]:
+        inner = inner[name]
+    del inner[path[-1]]
+    return config
+
+
+FORGOTTEN = {
+    "shift": (
+        lambda c: without(c, "textdiff", "spec", "shift"),
+        "does not say from which output a position is read: restore the spec's shift",
+    ),
+    "mask id": (lambda c: without(c, "textdiff", "vocab", "mask_id"), "has the mask_id None, its tokenizer 300: restore them"),
+    "direction": (lambda c: without(c, "is_causal"), "says is_causal: true, which a DiscreteDiffusionLM is not: restore is_causal"),
+    "everything": (
+        lambda c: without(c, "textdiff"),
+        "says is_causal: false, and no textdiff block says what the model is: restore the block",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGOTTEN)
+@pytest.mark.parametrize("shift", [True, False])
+def test_what_an_adapted_folder_must_say_cannot_be_forgotten(name: str, shift: bool, gpt2: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(gpt2))
+    model = around_stock(Pretrained(name=str(gpt2)), tokenizer, Discrete(shift=shift)).eval()
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path)
+    loaded: Any = load(str(tmp_path))
+    assert (loaded.spec.shift, loaded.vocab.mask_id, loaded.backbone.trunk.config.is_causal) == (shift, 300, False)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)  # a plain reader keeps the same three
+    kept = stock.config.textdiff
+    assert (kept["spec"]["shift"], kept["vocab"]["mask_id"], stock.config.is_causal) == (shift, 300, False)
+    forget, message = FORGOTTEN[name]
+    with pytest.raises(ValueError, match=message) as raised:
+        load(changed(tmp_path, forget))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_plain_reader_that_saves_again_forgets_nothing(gpt2: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(gpt2))
+    model = around_stock(Pretrained(name=str(gpt2)), tokenizer, Discrete(shift=True)).eval()
+    model.tokenizer = tokenizer
+    model.save_pretrained(tmp_path / "ours")
+    AutoModelForCausalLM.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "again")
+    tokenizer.save_pretrained(tmp_path / "again")
+    again: Any = load(str(tmp_path / "again"))
+    tokens = torch.tensor([[0, 300, 9, 300, 40]])
+    assert (again.spec, again.vocab) == (model.spec, model.vocab)
+    assert torch.equal(logits(again, tokens), logits(load(str(tmp_path / "ours")), tokens))
+
+
 def test_a_tokenizer_is_never_made_up(gpt2: Path, tmp_path: Path) -> None:
     """Where the files are missing transformers gives an empty tokenizer, which would read every text as nothing."""
     shutil.copytree(gpt2, tmp_path / "without", ignore=shutil.ignore_patterns("tokenizer*"))
@@ -155,9 +208,10 @@ def test_ours_begin_from_ours_weight_by_weight_and_keep_what_the_spec_says(tmp_p
 
     for source in (diffusion(), autoregressive()):
         source.save_pretrained(tmp_path / source.config.model_type)
-        spec = Discrete(process=Masked(Cosine()))
+        shift = isinstance(source, AutoregressiveLM)
+        spec = Discrete(process=Masked(Cosine()), shift=shift)
         model = model_from(str(tmp_path / source.config.model_type), spec, Ids())
-        assert model.spec == Discrete(process=Masked(Cosine()), backbone=source.spec.backbone, shift=isinstance(source, AutoregressiveLM))
+        assert model.spec == Discrete(process=Masked(Cosine()), backbone=source.spec.backbone, shift=shift)
         assert model.vocab == VOCAB
         for name, tensor in model.backbone.state_dict().items():
             assert torch.equal(tensor, source.backbone.state_dict()[name].to(tensor.dtype)), name
@@ -172,7 +226,7 @@ def test_a_causal_model_turned_to_diffusion_reads_the_same_output_for_the_same_t
 
     source = autoregressive()
     source.save_pretrained(tmp_path)
-    denoiser = model_from(str(tmp_path), Discrete(), Ids()).double().eval()
+    denoiser = model_from(str(tmp_path), Discrete(shift=True), Ids()).double().eval()
     row = torch.tensor([[0, 3]])  # from one token the trunk sees the same whichever way it may look; position 1 is read from it
     ours = logits(denoiser, row)
     alone = logits(denoiser, torch.tensor([[0]]))

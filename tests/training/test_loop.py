@@ -88,6 +88,7 @@ def test_saved_and_returned_model_are_the_average(accelerator, tmp_path):
         return measure(model, should_stop)
 
     _, model = run(accelerator, tmp_path, quick(), evaluate=evaluate)
+    assert not any(module.training for module in model.modules())  # no dropout in what it is used for next
     average = load_file(tmp_path / "checkpoints/step-00000006/ema.safetensors")
     saved = load_file(tmp_path / "model/model.safetensors")
     last = load_file(tmp_path / "checkpoints/step-00000006/model.safetensors")

@@ -68,7 +68,7 @@ def load(name: str, trusted: tuple[str, ...] = ("textdiff",)) -> LanguageModel:
         kind, _, _ = _described(config, name, trusted)
         model = _load_ours(kind, name, place, trusted)
     elif "textdiff" in config:
-        model = _load_wrapped(config["textdiff"], name, place, trusted)
+        model = _load_wrapped(config["textdiff"], name, place, tokenizer, trusted)
     else:
         model = around_stock(Pretrained(name=place), tokenizer)
     model.tokenizer = tokenizer
@@ -89,6 +89,11 @@ def around_stock(
         raise ValueError(f"{pretrained.name} has no tokenizer files: a stock model is read together with its tokenizer")
     rows = int(trunk.get_input_embeddings().weight.shape[0])  # type: ignore[index, arg-type, union-attr]
     if spec is None and not hub.is_masked_lm(trunk):
+        if _two_way(trunk):
+            raise ValueError(
+                f"config.json of {pretrained.name} says is_causal: false, and no textdiff block says what the model is: restore the block, "
+                "or remove is_causal to read it left to right"
+            )
         vocab = Vocab.of(tokenizer, size=rows)
         return AutoregressiveSpec(backbone=pretrained).build(vocab, pretrained.wrap(trunk, vocab, causal=True))
     add_mask_token(tokenizer)
@@ -106,6 +111,8 @@ def _described(block: Any, name: str, trusted: tuple[str, ...]) -> tuple[type[La
     spec, vocab = (plain.from_plain(part, trusted) for part in parts[1:])
     if not isinstance(spec, _SPECS[kind]) or not isinstance(vocab, Vocab):
         raise ValueError(f"config.json of {name} does not describe a {kind.__name__}: its spec or vocab is missing or of another model")
+    if isinstance(spec, Discrete) and "shift" not in block["spec"]:
+        raise ValueError(f"config.json of {name} does not say from which output a position is read: restore the spec's shift")
     return kind, spec, vocab
 
 
@@ -124,16 +131,27 @@ def _load_ours(kind: type[LanguageModel], name: str, place: str, trusted: tuple[
     return model
 
 
-def _load_wrapped(block: Any, name: str, place: str, trusted: tuple[str, ...]) -> LanguageModel:
-    """A stock folder whose config.json says how we use the model."""
+def _load_wrapped(block: Any, name: str, place: str, tokenizer: Any, trusted: tuple[str, ...]) -> LanguageModel:
+    """A stock folder whose config.json says how we use the model; what it says must agree."""
     kind, spec, vocab = _described(block, name, trusted)
     assert isinstance(spec, (Discrete, AutoregressiveSpec))
     pretrained = spec.backbone
     if not isinstance(pretrained, Pretrained):
         raise ValueError(f"config.json of {name} has a textdiff block around {type(pretrained).__name__}, expected a stock model")
-    model = spec.build(vocab, pretrained.wrap(pretrained.load(place), vocab, causal=kind is AutoregressiveLM))
+    if tokenizer is not None and isinstance(spec, Discrete) and tokenizer.mask_token_id != vocab.mask_id:
+        raise ValueError(f"config.json of {name} has the mask_id {vocab.mask_id}, its tokenizer {tokenizer.mask_token_id}: restore them")
+    trunk, causal = pretrained.load(place), kind is AutoregressiveLM
+    if not hub.is_masked_lm(trunk) and _two_way(trunk) == causal:
+        way = f"is_causal: {str(not _two_way(trunk)).lower()}"
+        raise ValueError(f"config.json of {name} says {way}, which a {kind.__name__} is not: restore is_causal, or the textdiff block")
+    model = spec.build(vocab, pretrained.wrap(trunk, vocab, causal))
     model.generation_config = TextDiffusionGenerationConfig(**block.get("generation", {}))
     return model
+
+
+def _two_way(trunk: PreTrainedModel) -> bool:
+    """Whether the configuration of a causal LM says that it looks ahead."""
+    return trunk.config.get_text_config(decoder=True).to_dict().get("is_causal") is False
 
 
 def _tokenizer(place: str) -> Any:

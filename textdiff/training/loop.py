@@ -12,6 +12,7 @@ from textdiff.training.checkpoint import run_lock
 from textdiff.training.log import Log
 from textdiff.training.order import IndexedOrder, Placement, Stream, StreamOrder
 from textdiff.training.progress import RunProgress
+from textdiff.training.rates import divided
 from textdiff.training.run import Run, Save
 from textdiff.training.session import on_main
 from textdiff.training.settings import Train
@@ -30,7 +31,8 @@ def train(
     evaluate: Evaluate,
     save: Save,
 ) -> int:
-    """Train `model` in place on `source` and return the number of steps done; on return the averaged weights are in the model.
+    """Train `model` in place on `source` and return the number of steps done; on return the model is in eval mode and has the averaged
+    weights, adapters added to them.
 
     Every trainable weight must take part in every forward pass.
 
@@ -70,7 +72,9 @@ def _train(
     with ExitStack() as stack:
         on_main(accelerator, lambda: stack.enter_context(run_lock(out)))
         stop = stack.enter_context(StopRequest(accelerator, settings.max_seconds))
-        run = Run(accelerator, settings, model, order, out, save)
+        stack.enter_context(settings.lora.applied(model, settings.seed))
+        parts = stack.enter_context(divided(model, settings.rates, adapters=settings.lora.rank > 0))
+        run = Run(accelerator, settings, model, parts, order, out, save)
         stack.callback(lambda: accelerator.unwrap_model(run.wrapped, keep_fp32_wrapper=False))  # takes autocast off `forward` again
         progress = RunProgress(settings.steps, accelerator.is_main_process)
         run.restore(progress.say)
@@ -86,6 +90,7 @@ def _train(
                 _advance(run, log, progress)
         run.save()
         run.ema.swap()
+        run.model.eval()  # what is sampled next must not meet dropout
         return run.step, stop.exit_code
 
 

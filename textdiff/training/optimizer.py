@@ -1,7 +1,8 @@
 """AdamW with decay on matrices only, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,10 +19,17 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: int, final_frac
     return peak * (final_fraction + (1 - final_fraction) * (1 + math.cos(math.pi * done)) / 2)
 
 
-def build_optimizer(parameters: Mapping[str, Tensor], weight_decay: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+def build_optimizer(
+    parameters: Mapping[str, Tensor],
+    weight_decay: float,
+    betas: tuple[float, float],
+    rates: Mapping[str, float] | None = None,
+    vectors: Collection[Tensor] = (),
+) -> torch.optim.AdamW:
     """Fused AdamW (Loshchilov and Hutter 2019); weight decay acts on matrices, not on biases, gains and other vectors.
 
-    Raises ValueError when a weight is not float32: updates of 1e-4 vanish in bfloat16 weights.
+    `rates` are multipliers of the learning rate by name (default 1), kept as `rate` in the optimizer's groups; `vectors` are tables of
+    which one row is trained. Raises ValueError when a weight is not float32: updates of 1e-4 vanish in bfloat16 weights.
     """
     narrow = [name for name, parameter in parameters.items() if parameter.dtype != torch.float32]
     if narrow:
@@ -29,7 +37,10 @@ def build_optimizer(parameters: Mapping[str, Tensor], weight_decay: float, betas
             f"weight {narrow[0]!r} is {parameters[narrow[0]].dtype}, training needs float32 weights: "
             "load the model in float32 and turn on bf16 for the arithmetic"
         )
-    matrices = [parameter for parameter in parameters.values() if parameter.ndim >= 2]
-    vectors = [parameter for parameter in parameters.values() if parameter.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=betas, fused=True)
+    alone = {id(vector) for vector in vectors}
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, parameter in parameters.items():
+        decays, rate = parameter.ndim >= 2 and id(parameter) not in alone, (rates or {}).get(name, 1.0)
+        group = {"params": [], "weight_decay": weight_decay if decays else 0.0, "rate": rate}
+        groups.setdefault((decays, rate), group)["params"].append(parameter)
+    return torch.optim.AdamW(list(groups.values()), lr=0.0, betas=betas, fused=True)

@@ -16,6 +16,7 @@ from textdiff.training.checkpoint import find_checkpoint, read_state, read_tenso
 from textdiff.training.ema import Ema
 from textdiff.training.optimizer import build_optimizer, learning_rate_at
 from textdiff.training.order import IndexedOrder, StreamOrder
+from textdiff.training.rates import Parts
 from textdiff.training.session import on_main
 from textdiff.training.settings import Train
 from textdiff.training.step import Meter, OptimizerStep
@@ -27,11 +28,20 @@ class Run:
     """One training run in `out`; `step` counts the optimizer steps done, `evaluated` is the last step that was evaluated."""
 
     def __init__(
-        self, accelerator: Accelerator, settings: Train, model: LanguageModel, order: IndexedOrder | StreamOrder, out: Path, save: Save
+        self,
+        accelerator: Accelerator,
+        settings: Train,
+        model: LanguageModel,
+        parts: Parts,
+        order: IndexedOrder | StreamOrder,
+        out: Path,
+        save: Save,
     ) -> None:
         self.accelerator, self.settings, self.order, self.out, self.save_model = accelerator, settings, order, out, save
-        optimizer = build_optimizer(weights.trainable(model), settings.weight_decay, settings.betas)
+        optimizer = build_optimizer(weights.trainable(model), settings.weight_decay, settings.betas, parts.rates, parts.lone)
         self.wrapped, self.optimizer = accelerator.prepare(model, optimizer)
+        if parts.row is not None:
+            parts.row.watch(optimizer)  # after `prepare`, which may have moved its table
         self.model: LanguageModel = accelerator.unwrap_model(self.wrapped)
         self.parameters = weights.trainable(self.model)  # after `prepare`, which may have sharded them
         self.ema = Ema(self.parameters, settings.ema)
@@ -55,7 +65,8 @@ class Run:
 
     def essential(self) -> dict[str, Any]:
         """What must be the same when the run is resumed."""
-        return {**self.settings.essential(), **self.order.identity(), **flat("model", to_plain(self.model.spec))}
+        settings = (item for name, value in self.settings.essential().items() for item in flat(name, value).items())
+        return {**dict(settings), **self.order.identity(), **flat("model", to_plain(self.model.spec))}
 
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is there, and the averaged model to `model/`; raises ValueError on failure."""
@@ -72,8 +83,13 @@ class Run:
         on_main(self.accelerator, lambda: save_checkpoint(self.out / "checkpoints", self.step, tensors, state, self.settings.keep))
         with self.ema.applied():
             averaged = weights.gather(self.model.state_dict(), main)
-            on_main(self.accelerator, lambda: replace_folder(self.out / "model", lambda folder: self.save_model(folder, averaged)))
+            on_main(self.accelerator, lambda: replace_folder(self.out / "model", lambda folder: self._write(folder, averaged)))
         self._saved = (self.step, self.evaluated)
+
+    def _write(self, folder: Path, averaged: dict[str, Tensor]) -> None:
+        lora = self.settings.lora
+        self.save_model(folder, lora.merged(self.model, averaged))
+        lora.save(self.model, averaged, folder / "adapter")
 
     def restore(self, say: Callable[[str], None]) -> None:
         """Go on from the newest intact checkpoint, where there is one; raises ValueError when it is of a run with other settings."""

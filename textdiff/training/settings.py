@@ -3,6 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from textdiff.spec import to_plain
+from textdiff.training.lora import Lora
+from textdiff.training.rates import Rates
+
 _FREE_TO_CHANGE = ("steps", "accumulation", "evaluate_every", "checkpoint_every", "keep", "log_every", "resume", "max_seconds")
 
 
@@ -30,6 +34,10 @@ class Train:
     """Largest gradient norm; inf for no limit."""
     ema: float = 0.9999
     """Decay of the averaged weights that are evaluated and saved; 0 means the last weights."""
+    rates: Rates = Rates()
+    """How fast parts of the model learn, and which do not."""
+    lora: Lora = Lora()
+    """Adapters to train in place of the weights."""
     bf16: bool = False
     """Compute in bfloat16; weights, optimizer and likelihoods stay float32."""
     evaluate_every: int = 1_000
@@ -60,7 +68,9 @@ class Train:
             raise ValueError(f"max_seconds = {self.max_seconds}: expected a positive number of seconds")
 
     def essential(self) -> dict[str, Any]:
-        """The settings that decide the numbers of a run, as plain data; a resumed run must have the same."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items() if name not in _FREE_TO_CHANGE
-        }
+        """The settings that decide the numbers of a run, as plain data; a resumed run must have the same.
+
+        Rates and adapters that change nothing are left out: a run may have begun before there were any.
+        """
+        idle = {name for name, default in (("rates", Rates()), ("lora", Lora())) if vars(self)[name] == default}
+        return {name: to_plain(value) for name, value in asdict(self).items() if name not in {*_FREE_TO_CHANGE, *idle}}

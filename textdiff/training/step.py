@@ -51,7 +51,7 @@ class OptimizerStep:
         if not (math.isfinite(totals[0]) and math.isfinite(gradient_norm)):
             raise NonFiniteLossError(self._fault(step, window, losses, totals[0], gradient_norm))
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["rate"]
         self.optimizer.step()
         return Outcome(int(tokens), dict(zip(("loss", "nelbo", *losses[0].metrics), totals, strict=True)), gradient_norm)
 
