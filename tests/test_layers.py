@@ -29,6 +29,7 @@ LAYERS = (
         "denoise",
         "controlled",
         "adaptation",
+        "speculation",
         "commands",
         "cli",
     ),

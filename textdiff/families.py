@@ -91,7 +91,8 @@ def genie(trunk: TransformerConfig) -> Family:
 
 def modern(trunk: TransformerConfig) -> Family:
     """The modern embedding model, the clean prompt in the same row; its one best response is drawn from sharpened beliefs."""
-    return _vectors(embedding_presets.modern(trunk, noise=2.5, scale=0.3), encoder=False, spacing=EqualLogSNR(), temperatures=(0.2, _VARIED))
+    model = embedding_presets.modern(trunk, noise=2.5, scale=0.3)
+    return _vectors(model, encoder=False, spacing=EqualLogSNR(), temperatures=(0.2, _VARIED))
 
 
 def latent(trunk: TransformerConfig, response_length: int) -> Family:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import corpus, quickstart, stock_gpt2
+from tests.tiny_runs import corpus, quickstart, recipe, stock_gpt2
 from textdiff.cli import main
 from textdiff.models.loading import load
 from textdiff.models.speculation import require_same_ids
@@ -67,3 +67,22 @@ def test_models_speculate_together_when_what_they_write_has_the_same_ids(place: 
     assert models["adapted"].tokenizer.mask_token_id not in models["gpt2"].tokenizer.get_vocab().values()
     with pytest.raises(ValueError, match=r"target and drafter differ in \d+ ids, the first 0: '<\|endoftext\|>' and None"):
         require_same_ids(models["gpt2"], models["masked"])
+
+
+@pytest.mark.parametrize("target", ["gpt2", "autoregressive"])
+def test_a_drafter_of_the_targets_features_drafts(target: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--train.steps", "2", "--own.rows", "8", "--trial.prompts", "2", "--trial.tokens", "6", "--layout.length", "24"]
+    recipe("drafter", "flash", "--target", target, "--data", "texts", "--out", f"{target}-drafter", *few, "--train.batch-size", "4")
+    words = ["--prompt", "the old cat", "--max-new-tokens", "13", "--temperature", "0"]
+    alone, _ = run(capsys, "generate", target, *words)
+    text, costs = run(capsys, "speculate", "--target", target, "--drafter", f"{target}-drafter", *words)
+    assert text == alone
+    assert costs.startswith("[Spec: all tokens are drawn at once and independently, given features of the text before them")
+    pair = ["speculate", "--target", target, "--drafter", f"{target}-drafter"]
+    with pytest.raises(SystemExit):
+        main([*pair, "--draft-steps", "2"])
+    assert "writes a draft in one step of its own: leave --draft-steps and --draft-sampler out" in capsys.readouterr().err
+    pair[2] = "gpt2" if target == "autoregressive" else "autoregressive"
+    with pytest.raises(SystemExit):
+        main(pair)
+    assert "error: target and drafter differ in" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from tests.backbones.stock_models import tiny
 from tests.models.tiny import autoregressive, diffusion
 from textdiff.models.candidates import drafted_generate
 from textdiff.samplers.confidence import Greedy
-from textdiff.samplers.drafting import AnyOrder, Drafting, LeftToRightChunks
+from textdiff.samplers.drafting import AnyOrder, FromText, LeftToRightChunks
 from textdiff.vocab import Vocab
 
 DRAFTER = diffusion(Vocab(size=65, tokens=65, mask_id=64))  # one id more than the target
@@ -17,7 +17,7 @@ OPTIONS: dict[str, Any] = {"eos_token_id": 2, "pad_token_id": 0}
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
 @pytest.mark.parametrize("drafting", [LeftToRightChunks(), AnyOrder(Greedy(steps=2))], ids=str)
-def test_greedy_text_is_that_of_the_stock_model_alone(name: str, drafting: Drafting) -> None:
+def test_greedy_text_is_that_of_the_stock_model_alone(name: str, drafting: FromText) -> None:
     target: Any = tiny(name).double()
     for number, new in enumerate((1, 2, 7, 12)):
         ids = torch.randint(3, 60, (1, 3 + number), generator=torch.Generator().manual_seed(number))

@@ -21,7 +21,7 @@ from textdiff.samplers.ancestral import Ancestral
 from textdiff.samplers.base import Canvas, Sampler
 from textdiff.samplers.blockwise import Blockwise
 from textdiff.samplers.confidence import Greedy, Threshold
-from textdiff.samplers.drafting import AnyOrder, Drafting, LeftToRightChunks, Match, Redrawn, Rule, Spec
+from textdiff.samplers.drafting import AnyOrder, FromText, LeftToRightChunks, Match, Redrawn, Rule, Spec
 from textdiff.samplers.speculative import verdict
 from textdiff.vocab import Vocab
 
@@ -90,7 +90,7 @@ def blank(rows: int) -> Batch:
     return Batch.of(tokens, target=(torch.arange(4) > 0).expand(rows, 4))
 
 
-def drafted(drafting: Drafting, denoiser: Denoiser, calls: int = 1) -> tuple[Tensor, Tensor | None]:
+def drafted(drafting: FromText, denoiser: Denoiser, calls: int = 1) -> tuple[Tensor, Tensor | None]:
     """Every draft, equally likely: tokens (N, 3), and their laws (N, 3, 3) if they are known."""
     rng = grid(calls)
     draft = drafting(denoiser, blank(len(rng.free)), rng)
@@ -160,7 +160,7 @@ class Hint(Sampler):
     ],
     ids=str,
 )
-def test_what_a_drafting_is_tested_by_leaves_the_law_alone(drafting: Drafting, denoiser: Denoiser, calls: int) -> None:
+def test_what_a_drafting_is_tested_by_leaves_the_law_alone(drafting: FromText, denoiser: Denoiser, calls: int) -> None:
     tokens, q = drafted(drafting, denoiser, calls)
     assert (q is None) == (drafting.rule == Match())
     assert distance(drafting.rule, tokens, q) < 1e-12

@@ -63,11 +63,13 @@ class Generate:
 
         logging.disable_progress_bar()
         from textdiff.models.classifier import refuse_classifier
+        from textdiff.models.feature_drafter import refuse_drafter
         from textdiff.models.loading import load
 
         device = device_named(self.device)
         model: Any = load(self.model)
         refuse_classifier(model, self.model)
+        refuse_drafter(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
         source = self._source(model)

@@ -60,6 +60,7 @@ class Perplexity:
         from textdiff.evaluation.likelihood import likelihood, pair_rules
         from textdiff.evaluation.probability_flow import FlowEstimate
         from textdiff.models.classifier import refuse_classifier
+        from textdiff.models.feature_drafter import refuse_drafter
         from textdiff.models.loading import load
         from textdiff.report import scoring
 
@@ -68,6 +69,7 @@ class Perplexity:
         device = device_named(self.device)
         model = load(self.model)
         refuse_classifier(model, self.model)
+        refuse_drafter(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
         scored = self._scored(model)

@@ -1,4 +1,4 @@
-"""`textdiff speculate`: a diffusion model drafts for a causal one, whose text comes out in fewer passes."""
+"""`textdiff speculate`: a diffusion model, or a drafter trained for it, drafts for a causal one, whose text comes out in fewer passes."""
 
 import sys
 from collections.abc import Callable
@@ -19,13 +19,13 @@ Kind = TypeVar("Kind")
 
 @dataclass(frozen=True)
 class Speculate:
-    """Continue a prompt by a causal model that a diffusion model with the same token ids drafts for; the text follows the causal model's
-    law, whatever the drafter is."""
+    """Continue a prompt by a causal model that another one drafts for: a diffusion model with the same token ids, or a drafter trained for
+    it. The text follows the causal model's law, whatever the drafter is."""
 
     target: str
     """The causal model, whose text it is: run folder, checkpoint folder, or hub id."""
     drafter: str
-    """The diffusion model: run folder, checkpoint folder, or hub id."""
+    """The diffusion model, or the target's own drafter: run folder, checkpoint folder, or hub id."""
     prompt: str = ""
     """Text to continue; without one the model begins by itself."""
     max_new_tokens: int | None = None
@@ -81,6 +81,7 @@ class Speculate:
         from textdiff.decoding import has_encoder
         from textdiff.models.autoregressive import AutoregressiveLM
         from textdiff.models.classifier import refuse_classifier
+        from textdiff.models.feature_drafter import FeatureDrafter
         from textdiff.models.loading import load
         from textdiff.models.speculation import require_same_ids
 
@@ -99,11 +100,17 @@ class Speculate:
         if isinstance(drafter, AutoregressiveLM):
             raise ValueError(f"{self.drafter} is a causal model: name a diffusion model as drafter")
         require_same_ids(target, drafter)
-        return target, drafter
+        return target, drafter.attach(target) if isinstance(drafter, FeatureDrafter) else drafter
 
     def _drafting(self, drafter: Any) -> "Drafting":
+        from textdiff.processes.next_block import NextBlock
         from textdiff.samplers.drafting import AnyOrder, LeftToRightChunks
+        from textdiff.samplers.feature_drafting import FromFeatures
 
+        if isinstance(drafter.process, NextBlock):
+            if self.draft_steps is not None or self.draft_sampler is not None:
+                raise ValueError(f"{self.drafter} writes a draft in one step of its own: leave --draft-steps and --draft-sampler out")
+            return FromFeatures()
         if self.draft_sampler is None:
             return LeftToRightChunks(1 if self.draft_steps is None else self.draft_steps)
         return AnyOrder(sampler_named(drafter, self.draft_sampler, self.draft_steps))

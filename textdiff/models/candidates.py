@@ -11,7 +11,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from textdiff.batch import Batch
 from textdiff.processes.base import Denoiser
 from textdiff.randomness import Rng
-from textdiff.samplers.drafting import Drafting
+from textdiff.samplers.drafting import FromText
 
 
 class DraftCandidates(CandidateGenerator):
@@ -20,7 +20,7 @@ class DraftCandidates(CandidateGenerator):
     Where the law of the draft is known it is told, and sampling accepts by min(1, p / q); else by a match with the target's own draw.
     """
 
-    def __init__(self, drafter: Denoiser, drafting: Drafting, longest: int, max_length: int, states: int, seed: int) -> None:
+    def __init__(self, drafter: Denoiser, drafting: FromText, longest: int, max_length: int, states: int, seed: int) -> None:
         self.drafter, self.drafting, self.longest = drafter, drafting, longest
         self.max_length, self.states, self.seed = max_length, states, seed
 
@@ -42,7 +42,7 @@ def drafted_generate(
     target: PreTrainedModel,
     drafter: Denoiser,
     input_ids: Tensor,
-    drafting: Drafting,
+    drafting: FromText,
     longest: int = 8,
     **options: Any,
 ) -> Any:

@@ -15,6 +15,7 @@ from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.classifier import ClassifierConfig, ClassifierSpec, NoisyClassifier
 from textdiff.models.discrete import Discrete, DiscreteConfig, DiscreteDiffusionLM
 from textdiff.models.embedding import EmbeddingConfig, EmbeddingDiffusion, EmbeddingDiffusionLM
+from textdiff.models.feature_drafter import FeatureDrafter, FeatureDrafterConfig, FeatureDrafterSpec
 from textdiff.models.generation import TextDiffusionGenerationConfig
 from textdiff.models.latent import LatentConfig, LatentDiffusion, LatentDiffusionLM
 from textdiff.vocab import Vocab, add_mask_token, name_ends
@@ -25,6 +26,7 @@ _CLASSES: dict[str, type[LanguageModel]] = {
     EmbeddingConfig.model_type: EmbeddingDiffusionLM,
     LatentConfig.model_type: LatentDiffusionLM,
     ClassifierConfig.model_type: NoisyClassifier,
+    FeatureDrafterConfig.model_type: FeatureDrafter,
 }
 _SPECS: dict[type[LanguageModel], type[ModelSpec]] = {
     DiscreteDiffusionLM: Discrete,
@@ -32,6 +34,7 @@ _SPECS: dict[type[LanguageModel], type[ModelSpec]] = {
     EmbeddingDiffusionLM: EmbeddingDiffusion,
     LatentDiffusionLM: LatentDiffusion,
     NoisyClassifier: ClassifierSpec,
+    FeatureDrafter: FeatureDrafterSpec,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 

@@ -7,9 +7,11 @@ after x_i although it stands before it, or where positions were chosen by what w
 from p_i instead, which asks nothing of them.
 """
 
+import sys
 from collections import deque
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,12 +21,13 @@ from textdiff.prediction import Prediction, draw_categorical
 from textdiff.processes.base import Denoiser, TokenProcess
 from textdiff.processes.block import Block
 from textdiff.processes.masked import Masked
+from textdiff.processes.next_block import NextBlock
 from textdiff.randomness import Rng
 from textdiff.samplers.base import Sampler, require_steps, start, written
 
 
 class Draft(NamedTuple):
-    """Tokens at the targets of a batch."""
+    """Tokens at the targets of rows; what they are elsewhere means nothing."""
 
     tokens: Tensor  # (B, L) long
     law: Tensor | None  # (N, V) float64, what each of the N targets was drawn from, in row-major order; None where that is not known
@@ -69,9 +72,42 @@ class Match(Rule):
         return p.scatter(-1, token[:, None], 0.0)
 
 
+class Place(NamedTuple):
+    """What rows hold when a draft is asked for."""
+
+    x: Tensor  # (B, L) long
+    settled: Tensor  # (B,) long, tokens that are final
+    wanted: Tensor  # (B, L) bool, what is to be written; the rest is given
+    size: Tensor  # (B,) long, how many tokens to draft behind those, the given ones among them
+
+    def targets(self) -> Tensor:
+        """(B, L) bool: what a draft is to write."""
+        column = torch.arange(self.x.shape[1], device=self.x.device)
+        behind = (column >= self.settled[:, None]) & (column < (self.settled + self.size)[:, None])
+        return behind & self.wanted
+
+
+class Drafts(Protocol):
+    """A drafter in the run of one batch."""
+
+    most: int  # tokens that it can draft now
+
+    def __call__(self, place: Place, rng: Rng) -> Draft:
+        """A draft of at least one token."""
+        ...
+
+    def listening(self) -> AbstractContextManager[object]:
+        """What a pass of the target is made in."""
+        ...
+
+    def crop(self, count: Tensor) -> None:
+        """The target forgets the last `count` (B,) tokens of each row that it read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drafting:
-    """A way of unmasking; `rule` is the test that it allows and `reason` says why."""
+    """A way of drafting; `rule` is the test that it allows and `reason` says why."""
 
     rule: ClassVar[Rule] = Match()
 
@@ -82,10 +118,26 @@ class Drafting:
 
     def check(self, drafter: Denoiser) -> None:
         """Raise ValueError when the drafter cannot draft so."""
+        raise NotImplementedError
+
+    def begin(self, target: Denoiser, drafter: Denoiser, batch: Batch) -> Drafts:
+        """A run over the rows of `batch`; raises ValueError when the two do not fit."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FromText(Drafting):
+    """A way of unmasking the tokens behind a text that is read anew for each draft."""
+
+    def begin(self, target: Denoiser, drafter: Denoiser, batch: Batch) -> Drafts:
+        return _Redrafts(self, drafter, batch)
+
+    def check(self, drafter: Denoiser) -> None:
         process = drafter.process
         if not isinstance(process, TokenProcess) or isinstance(process, Block):
             kind, found = type(self).__name__, type(process).__name__
-            raise ValueError(f"{kind} drafts with noise over the tokens of whole rows and the drafter's is {found}: use AnyOrder(sampler)")
+            other = "FromFeatures()" if isinstance(process, NextBlock) else "AnyOrder(sampler)"
+            raise ValueError(f"{kind} drafts with noise over the tokens of whole rows and the drafter's is {found}: use {other}")
 
     def __call__(self, drafter: Denoiser, batch: Batch, rng: Rng) -> Draft:
         """A token for every target of the batch; each of its rows has one."""
@@ -93,7 +145,7 @@ class Drafting:
 
 
 @dataclass(frozen=True)
-class LeftToRightChunks(Drafting):
+class LeftToRightChunks(FromText):
     """`steps` chunks of each row's targets from left to right, the tokens of one drawn independently from one call; 1: all at once."""
 
     rule: ClassVar[Rule] = Spec()
@@ -119,7 +171,7 @@ class LeftToRightChunks(Drafting):
             index = here.any(1).nonzero()[:, 0]
             if len(index):  # a row of fewer targets than steps is written in fewer
                 pred = predictor.rows(index)(x[index], process.time_of(1 - left[index]))
-                tokens, drawn_from = _drawn(pred, here[index], rng.rows(index))
+                tokens, drawn_from = drawn(pred, here[index], rng.rows(index))
                 x, calls = x.masked_scatter(here, tokens), calls.index_add(0, index, torch.full_like(index, pred.calls))
                 law = drawn_from.new_zeros(int(target.sum()), drawn_from.shape[1]) if law is None else law
                 law[here[target]] = drawn_from
@@ -127,7 +179,7 @@ class LeftToRightChunks(Drafting):
 
 
 @dataclass(frozen=True)
-class Redrawn(Drafting):
+class Redrawn(FromText):
     """The text that `hint`, any sampler of the drafter's process, comes to, and then every token drawn anew, independently, from one call
     that reads this text at time `t`: for noise that replaces tokens, where a network still says something about the tokens it sees."""
 
@@ -154,12 +206,12 @@ class Redrawn(Drafting):
         times = torch.full((len(canvas.x),), self.t, dtype=torch.float64, device=canvas.x.device)
         pred = drafter.predictor(batch)(canvas.x, times)
         _, target = drafter.canvas(batch)
-        tokens, law = _drawn(pred, target, rng.draw(1))  # numbers that the hint has not met
+        tokens, law = drawn(pred, target, rng.draw(1))  # numbers that the hint has not met
         return Draft(written(drafter, batch, canvas.x.masked_scatter(target, tokens)), law, canvas.nfe + pred.calls)
 
 
 @dataclass(frozen=True)
-class AnyOrder(Drafting):
+class AnyOrder(FromText):
     """Any sampler of the drafter's process."""
 
     sampler: Sampler
@@ -177,7 +229,35 @@ class AnyOrder(Drafting):
         return Draft(written(drafter, batch, canvas.x), None, canvas.nfe)
 
 
-def _drawn(pred: Prediction, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
+class _Redrafts:
+    """Drafts that know nothing of each other."""
+
+    most = sys.maxsize
+
+    def __init__(self, drafting: FromText, drafter: Denoiser, batch: Batch) -> None:
+        self.drafting, self.drafter, self.batch = drafting, drafter, batch
+
+    def __call__(self, place: Place, rng: Rng) -> Draft:
+        width, batch = int((place.settled + place.size).max()), self.batch
+        target = place.targets()
+        index = target.any(1).nonzero()[:, 0]
+        attend = torch.arange(width, device=index.device) < (place.settled + place.size)[:, None]
+        tokens = place.x[:, :width].masked_fill(~attend, 0)
+        source = {"source": batch.source, "source_attend": batch.source_attend}
+        part = Batch.of(tokens, target[:, :width], attend, sample_id=batch.sample_id, **source).rows(index)
+        draft = self.drafting(self.drafter, part, rng.rows(index))
+        x, calls = place.x.clone(), torch.zeros_like(place.size)
+        x[index, :width], calls[index] = draft.tokens, draft.calls
+        return Draft(x, draft.law, calls)
+
+    def listening(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def crop(self, count: Tensor) -> None:
+        pass
+
+
+def drawn(pred: Prediction, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
     """A token at each True position of `where` (B, L), (N,), and the laws they are drawn from, (N, V) float64."""
     logits = pred.logits(where).double()
     tokens, _ = draw_categorical(logits, rng.uniform("draw", (where.shape[1],))[where])

@@ -16,7 +16,7 @@ from textdiff.processes.left_to_right import LeftToRight
 from textdiff.randomness import Rng
 from textdiff.samplers.autoregressive import require_beginning
 from textdiff.samplers.base import Canvas, Sampler
-from textdiff.samplers.drafting import Drafting, LeftToRightChunks, Rule
+from textdiff.samplers.drafting import Draft, Drafting, Drafts, LeftToRightChunks, Place, Rule
 
 
 @runtime_checkable
@@ -144,55 +144,35 @@ class Speculative(Sampler):
         require_beginning(wanted, batch.attend)
         predictor = target.predictor(batch)
         assert isinstance(predictor, Rewinding)
+        drafts = self.drafting.begin(target, drafter, batch)
         state = _State(x, wanted, self.length.longest)
         yield state.round()
         number = 0
         while bool(state.running.any()):
-            step_rng = rng.draw(number)
-            self._round(state, predictor, drafter, batch, step_rng)
+            self._round(state, predictor, drafts, rng.draw(number))
             number += 1
             yield state.round()
 
-    def _round(self, state: "_State", predictor: Rewinding, drafter: Denoiser, batch: Batch, rng: Rng) -> None:
-        size = state.draft_sizes(self.length)
+    def _round(self, state: "_State", predictor: Rewinding, drafts: Drafts, rng: Rng) -> None:
+        size = state.draft_sizes(self.length).clamp_max(drafts.most)
         most = max(int(size.max()), 1)
         places, ahead = state.places(most), torch.arange(most, device=size.device)
-        drafted, q = self._draft(state, drafter, batch, size, rng)
-        tested = ahead < size[:, None]
-        p = state.read(predictor, drafted, most)
-        tokens = drafted.gather(1, places)
-        given = ~state.wanted.gather(1, places)
-        found = verdict(
-            self.drafting.rule,
-            p,
-            tokens[:, :most],
-            None if q is None else _placed(q, tested & ~given[:, :most], p.shape[2]),
-            tested,
-            given[:, :most],
-            rng.uniform("accept", (most,)),
-        )
+        tested, given = ahead < size[:, None], ~state.wanted.gather(1, places)
+        asked = tested & ~given[:, :most]
+        draft = Draft(state.x, state.x.new_zeros(0, 1, dtype=torch.float64), torch.zeros_like(size))
+        if bool(asked.any()):
+            draft = drafts(Place(state.x, state.settled, state.wanted, size), rng.draw(0))
+        with drafts.listening():
+            p = state.read(predictor, draft.tokens, most)
+        tokens = draft.tokens.gather(1, places)
+        q = None if draft.law is None else _placed(draft.law, asked, p.shape[2])
+        found = verdict(self.drafting.rule, p, tokens[:, :most], q, tested, given[:, :most], rng.uniform("accept", (most,)))
         fresh, _ = draw_categorical(found.law.log(), rng.uniform("emit", ()))
         tokens = tokens.scatter(1, found.accepted[:, None], fresh[:, None])
-        state.write(predictor, tokens.where(~given, state.x.gather(1, places)), given, found.accepted, self.eos_id)
-        state.count(found.accepted, tested & ~given[:, :most])
-
-    def _draft(self, state: "_State", drafter: Denoiser, batch: Batch, size: Tensor, rng: Rng) -> tuple[Tensor, Tensor | None]:
-        """The canvas with drafts of `size` (B,) tokens in it, and the laws of those that are no given tokens, (N, V)."""
-        width = int((state.settled + size).max())
-        column = torch.arange(width, device=size.device)
-        attend = column < (state.settled + size)[:, None]
-        target = attend & (column >= state.settled[:, None]) & state.wanted[:, :width]
-        index = target.any(1).nonzero()[:, 0]
-        if not len(index):
-            return state.x, torch.zeros(0, 1, dtype=torch.float64, device=size.device)
-        tokens = state.x[:, :width].masked_fill(~attend, 0)
-        source = {"source": batch.source, "source_attend": batch.source_attend}
-        part = Batch.of(tokens, target, attend, sample_id=batch.sample_id, **source).rows(index)
-        draft = self.drafting(drafter, part, rng.draw(0).rows(index))
-        state.drafter_calls[index] += draft.calls
-        drafted = state.x.clone()
-        drafted[index, :width] = draft.tokens.where(target[index], drafted[index, :width])
-        return drafted, draft.law
+        forgotten = state.write(tokens.where(~given, state.x.gather(1, places)), given, found.accepted, self.eos_id)
+        predictor.crop(forgotten)
+        drafts.crop(forgotten)
+        state.count(found.accepted, asked, draft.calls)
 
 
 def _placed(q: Tensor, where: Tensor, states: int) -> Tensor:
@@ -241,8 +221,9 @@ class _State:
         logits = predictor.read_each(tokens).logits(where)
         return logits.double().softmax(-1).unflatten(0, (len(first), most + 1))
 
-    def write(self, predictor: Rewinding, tokens: Tensor, given: Tensor, accepted: Tensor, eos_id: int) -> None:
-        """Settle the accepted ones of `tokens` (B, most + 1) and the one after them, up to an end token, and have the rest forgotten."""
+    def write(self, tokens: Tensor, given: Tensor, accepted: Tensor, eos_id: int) -> Tensor:
+        """Settle the accepted ones of `tokens` (B, most + 1) and the one after them, up to an end token; how many of the tokens that the
+        target has read are to be forgotten, (B,)."""
         ahead = torch.arange(tokens.shape[1], device=tokens.device)
         ends = (tokens == eos_id) & ~given
         keep = (ahead <= accepted[:, None]) & (ends.cumsum(1) - ends.long() == 0) & self.running[:, None]
@@ -253,11 +234,12 @@ class _State:
         self.emitted = self.emitted + (keep & ~given).sum(1)
         self.settled = self.settled + keep.sum(1)
         self.end = self.end.where(~(keep & ends).any(1), self.settled)
-        predictor.crop(self.seen - (self.settled - 1))
-        self.seen = self.settled - 1
+        forgotten, self.seen = self.seen - (self.settled - 1), self.settled - 1
+        return forgotten
 
-    def count(self, accepted: Tensor, tested: Tensor) -> None:
-        """Book a round in which `accepted` (B,) leading tokens passed of those `tested` (B, most)."""
+    def count(self, accepted: Tensor, tested: Tensor, calls: Tensor) -> None:
+        """Book a round in which `accepted` (B,) leading tokens passed of those `tested` (B, most), drafted in `calls` (B,)."""
+        self.drafter_calls = self.drafter_calls + calls
         ahead = torch.arange(tested.shape[1], device=tested.device)
         reached, passed = tested & (ahead <= accepted[:, None]), tested & (ahead < accepted[:, None])
         most = tested.shape[1]
@@ -270,5 +252,5 @@ class _State:
         column = torch.arange(self.x.shape[1], device=self.x.device)
         settled = ~self.wanted | (column < self.settled[:, None]) | ~self.running[:, None]
         left = float((~settled).sum() / self.wanted.sum().clamp_min(1))
-        counts = Counts(self.passes, self.drafter_calls.clone(), self.emitted, self.tested.clone(), self.accepted.clone())
+        counts = Counts(self.passes, self.drafter_calls, self.emitted, self.tested.clone(), self.accepted.clone())
         return Round(Canvas(self.x, left, self.passes, settled), counts)
