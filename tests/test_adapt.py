@@ -152,7 +152,7 @@ def test_adapters_of_nothing_are_refused(place: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit) as stopped:
         quickstart("masked", "--data", "texts", "--out", "refused", "--train.lora.rank", "2")
     assert stopped.value.code == 2
-    assert "train.lora adapts weights that are there, and this model has none yet: name one with --init" in capsys.readouterr().err
+    assert "train.lora adapts weights that are there, and here they are fresh" in capsys.readouterr().err
     assert not Path("refused").exists()
 
 

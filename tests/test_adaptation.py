@@ -30,7 +30,7 @@ def test_differences_are_those_of_the_same_seed() -> None:
     assert all(one.half_width == pytest.approx(0, abs=1e-9) for one in found.values())
 
 
-def test_every_run_is_what_its_name_says_and_finished_ones_are_kept() -> None:
+def test_every_run_is_what_its_name_says_and_finished_ones_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
     corpus(Path("texts"))
     quickstart("autoregressive", "--data", "texts", "--out", "causal")
     words = ["--model", "causal", "--data", "texts", "--out", "out", "--seeds", "3", "4", *BRIEF]
@@ -55,6 +55,13 @@ def test_every_run_is_what_its_name_says_and_finished_ones_are_kept() -> None:
     recipe("adaptation", "masked", *words, "--train.resume")
     assert Path("out/shift-3/results.json").stat().st_mtime_ns == before
     assert json.loads(Path("out/results.json").read_text()) == results
+    Path("out/shift-3/results.json").unlink()
+    with pytest.raises(SystemExit):
+        recipe("adaptation", "masked", *words, "--train.resume", "--train.learning-rate", "0.5")
+    assert "shift-annealed-3 was started with train.learning_rate = 0.001, now it is 0.5" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        recipe("adaptation", "masked", *words)
+    assert "out already holds runs" in capsys.readouterr().err
 
 
 def test_what_has_no_rival_from_scratch_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

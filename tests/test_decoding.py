@@ -53,7 +53,7 @@ def test_texts_are_what_the_sampler_writes_row_by_row_whatever_the_batch(kind: A
     assert len({drawn.nfe for drawn in found}) == 1
     for i, row in enumerate(rows):
         batch = collate([row], model.vocab.pad_id or 0, sample_id=[i])
-        tokens = family.varied.of(model).sample(model, batch, Rng(5, 3, batch.sample_id))[0]  # type: ignore[arg-type]
+        tokens = family.varied.of(model).sample(Filters(family.varied.temperature)(model), batch, Rng(5, 3, batch.sample_id))[0]  # type: ignore[arg-type]
         ids = tokens[batch.target[0]].tolist()
         end = ids.index(model.vocab.eos_id) if model.vocab.eos_id in ids else len(ids)
         assert found[0].texts[i] == byte_level().decode([t for t in ids[:end] if t != model.vocab.bos_id])
@@ -72,13 +72,13 @@ def test_draws_differ_by_number_and_the_greedy_one_is_always_the_same(kind: Any)
 def test_models_of_vectors_answer_and_leave_the_prompt_alone(kind: Any) -> None:
     family = kind(trunk(layers=4, max_length=64))
     model, rows = built(family), blanks(encoder=family.encoder)
-    decode = replace(family.varied, sampler=replace(family.varied.sampler, steps=3))
+    decode = replace(family.varied, temperature=1.0, sampler=replace(family.varied.sampler, steps=3))
     found = [draw(model, rows, decode, number, batch_size=size, seed=5).texts for number, size in ((3, 64), (3, 1), (4, 64))]
     assert found[0] == found[1]
     assert found[0] != found[2]
     assert any(found[0])
     batch = collate(rows, model.vocab.pad_id or 0)
-    tokens = decode.of(model).sample(model, batch, Rng(5, 3, batch.sample_id))  # type: ignore[arg-type]
+    tokens = decode.of(model).sample(Filters(decode.temperature)(model), batch, Rng(5, 3, batch.sample_id))  # type: ignore[arg-type]
     assert torch.equal(tokens[~batch.target], batch.tokens[~batch.target])
     assert [text_of(model, row[target].tolist()) for row, target in zip(tokens, batch.target, strict=True)] == found[0]
     greedy = replace(decode, temperature=0.0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -23,9 +24,12 @@ from textdiff.models.loading import load
 from textdiff.models.objective import CrossEntropy
 from textdiff.recipe import Evaluation, Recipe
 from textdiff.report import print_labelled
+from textdiff.spec import to_plain
+from textdiff.training.run import flat
 from textdiff.training.settings import Train
 
 SCRATCH = "from scratch"
+_FREE_TO_CHANGE = {"run.train.resume", "run.train.steps", "run.out"}
 _ARMS = {  # (shift, annealed) of the runs that begin with the model's weights
     "shift, annealed": (True, True),
     "shift": (True, False),
@@ -55,11 +59,12 @@ class Adaptation:
     evaluation: Evaluation = field(default_factory=Evaluation)
     """How each run is measured."""
     out: Path | None = None
-    """Folder of the runs (default: one under runs/); finished ones in it are kept, with --train.resume."""
+    """Folder of the runs (default: one under runs/); with --train.resume finished ones in it are kept."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds are {list(self.seeds)}, expected one or more different ones")
+        self.train.lora.require_weights(None)  # of the runs from scratch
 
 
 class Arm(NamedTuple):
@@ -79,7 +84,7 @@ def run(adaptation: Adaptation, name: str) -> Path:
         raise ValueError(f"{out} already holds runs: go on with --train.resume, or choose another folder with --out")
     recipes = dict(_recipes(adaptation, out))
     for folder, recipe in recipes.items():
-        if not _finished(folder, recipe):
+        if not (adaptation.train.resume and _finished(folder, recipe)):
             single.run(recipe, folder.name)
     arms = {arm: _read([out / _folder(arm, seed) for seed in adaptation.seeds]) for arm in (*_ARMS, SCRATCH)}
     _report(Console(highlight=False), out, adaptation, arms)
@@ -116,11 +121,20 @@ def _recipes(adaptation: Adaptation, out: Path) -> Iterator[tuple[Path, Recipe]]
 
 
 def _finished(folder: Path, recipe: Recipe) -> bool:
-    """Whether the run was carried out to its last step."""
+    """Whether the run was carried out to its last step; raises ValueError when it was a run of other settings."""
     try:
-        return int(json.loads((folder / "results.json").read_text())["steps"]) == recipe.train.steps
+        steps = int(json.loads((folder / "results.json").read_text())["steps"])
+        then = flat("run", yaml.safe_load((folder / "recipe.yaml").read_text()))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    now = flat("run", to_plain(recipe))
+    for name in (now.keys() | then.keys()) - _FREE_TO_CHANGE:
+        if now.get(name) != then.get(name):
+            raise ValueError(
+                f"the run in {folder} was started with {name.removeprefix('run.')} = {then.get(name)}, now it is {now.get(name)}: "
+                "give the old value to resume, or choose another folder"
+            )
+    return steps == recipe.train.steps
 
 
 def _read(folders: Sequence[Path]) -> Arm:

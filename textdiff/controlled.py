@@ -122,6 +122,7 @@ def run(recipe: Controlled, name: str) -> None:
     logging.disable_progress_bar()
     began = time.perf_counter()
     out = Path("runs") / name if recipe.out is None else recipe.out
+    recipe.train.lora.require_weights(None)
     texts = texts_by_kind(recipe.data, recipe.attribute)
     with session(recipe.train.bf16) as accelerator:
         trained = _trained(recipe, texts, out, accelerator)

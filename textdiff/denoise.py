@@ -110,7 +110,8 @@ def run(recipe: Denoise, name: str) -> Path:
 def _run(recipe: Denoise, name: str, accelerator: Accelerator) -> Path:
     began, main = time.perf_counter(), accelerator.is_main_process
     out = on_main(accelerator, lambda: run_folder(recipe, name))
-    require_as_begun(out, recipe, ("column", "spans", "spans_drawn"))
+    require_as_begun(out, recipe, ("data", "tokenizer", "column", "spans", "spans_drawn"))
+    recipe.train.lora.require_weights(None)
     corpus = on_main_first(accelerator, lambda: resolve(recipe.data, None if recipe.column is None else (recipe.column,)))
     texts = corpus.texts().train
     tokenizer = given_tokenizer(recipe.tokenizer, recipe.train.resume, out)

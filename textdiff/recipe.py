@@ -112,8 +112,7 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
     began = time.perf_counter()
     out = on_main(accelerator, lambda: run_folder(recipe, name))
     opened = on_main_first(accelerator, lambda: recipe.layout.open(recipe.data))
-    if recipe.train.lora.rank and recipe.init is None:
-        raise ValueError("train.lora adapts weights that are there, and this model has none yet: name one with --init, or train without")
+    recipe.train.lora.require_weights(recipe.init)
     tokenizer = _tokenizer(recipe, opened, out, accelerator)
     torch.manual_seed(recipe.train.seed)
     model = recipe.model.build(Vocab.of(tokenizer)) if recipe.init is None else model_from(recipe.init, recipe.model, tokenizer)

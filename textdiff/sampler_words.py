@@ -34,13 +34,16 @@ def sampler_named(model: Any, typed: str, steps: int | None) -> "Sampler":
 
 
 def typed(sampler: "Sampler", own: "Sampler") -> str:
-    """What tells `textdiff generate` to draw by `sampler` and not by a model's `own`, a space behind it; nothing where they are equal."""
+    """What tells `textdiff generate` to draw by `sampler` and not by a model's `own`, a space behind it; nothing where they are equal, or
+    where something differs that is no number: options are numbers."""
     if sampler == own:
         return ""
     base: Any = own if type(own) is type(sampler) else type(sampler)()
     changed = {f.name: getattr(sampler, f.name) for f in fields(sampler) if getattr(sampler, f.name) != getattr(base, f.name)}
     steps = changed.pop("steps", None)
-    options = ",".join(f"{name}={value:g}" for name, value in changed.items() if isinstance(value, int | float))
+    if not all(isinstance(value, int | float) for value in changed.values()):
+        return ""
+    options = ",".join(f"{name}={value!r}" for name, value in changed.items())
     named = f"--sampler {type(sampler).__name__}{':' if options else ''}{options} "
     return named if steps is None else f"{named}--steps {steps} "
 

@@ -132,7 +132,8 @@ def run(recipe: Seq2Seq, name: str, measure: Measure) -> Path:
 def _run(recipe: Seq2Seq, name: str, measure: Measure, accelerator: Accelerator) -> Path:
     began = time.perf_counter()
     out = on_main(accelerator, lambda: run_folder(recipe, name))
-    require_as_begun(out, recipe, ("start", "columns", "source_length", "response_length"))
+    require_as_begun(out, recipe, ("start", "data", "tokenizer", "columns", "source_length", "response_length", "fill"))
+    recipe.train.lora.require_weights(None if recipe.start is None else str(recipe.start))
     corpus = on_main_first(accelerator, lambda: resolve(recipe.data, recipe.columns))
     pairs = corpus.pairs()
     model = _begun(recipe, pairs, out, accelerator)

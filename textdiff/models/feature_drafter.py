@@ -51,7 +51,7 @@ class Followed:
         tokens = torch.arange(min(64, target.vocab.tokens, target.max_length), device=target.device)[None]
         with torch.no_grad():
             hidden = target.eval().backbone(tokens, target.backbone.context(Batch.of(tokens))).float()
-        scale = float(hidden.square().mean().sqrt())
+        scale = float(f"{hidden.square().mean().sqrt():.3g}")  # the same on every device
         return cls(name, fingerprint(target), layers, width, min(target.max_length, 2**31 - 1), scale)
 
 
@@ -201,7 +201,7 @@ class FeatureDrafter(LanguageModel):
         total = ((nats * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-9) * targets).sum()
         drafts = anchors.asked.any(2).sum(1).clamp_min(1)
         accepted = (passed.cumprod(2).sum((1, 2)) / drafts * targets).sum()
-        return Loss(total, targets.sum(), total.detach(), {"accepted": accepted})
+        return Loss(total, targets.sum(), torch.full_like(total.detach(), torch.nan), {"accepted": accepted})
 
     def _drafted(self, batch: Batch, anchors: Anchors, features: Tensor) -> Tensor:
         """Hidden states (B, A, block, H) of blocks at the anchors."""

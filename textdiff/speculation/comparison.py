@@ -14,7 +14,7 @@ from textdiff.bench.base import Bench, quartiles, ratios
 from textdiff.models.autoregressive import AutoregressiveLM
 from textdiff.speculation.ways import Way, Written
 
-_TIE = 1e-4  # nats between two tokens, less than float32 tells apart in passes of different sizes
+_TIE = {torch.float32: 1e-4, torch.float64: 1e-10}  # nats between two tokens, less than passes of different sizes tell apart
 
 
 class Same(NamedTuple):
@@ -98,7 +98,7 @@ def _is_tie(target: AutoregressiveLM, prompt: Tensor, one: Tensor, other: Tensor
     batch, where = Batch.of(tokens), torch.zeros_like(tokens, dtype=torch.bool)
     where[0, -1] = True
     log_prob = target.predictor(batch)(tokens, batch.sample_id).logits(where)[0].log_softmax(-1)
-    return bool((log_prob[one[place]] - log_prob[other[place]]).abs() < _TIE)
+    return bool((log_prob[one[place]] - log_prob[other[place]]).abs() < _TIE.get(log_prob.dtype, 1e-4))
 
 
 def table(lines: Sequence[Line], caption: str) -> Table:

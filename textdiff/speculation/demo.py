@@ -26,7 +26,7 @@ from textdiff.samplers.feature_drafting import FromFeatures
 from textdiff.samplers.speculative import Adaptive, DraftLength
 from textdiff.scores import parameters
 from textdiff.speculation.comparison import compared, same, table
-from textdiff.speculation.models import Llama, Models, Training, causal, opened
+from textdiff.speculation.models import Llama, Models, Training, attached, causal, opened
 from textdiff.speculation.view import show
 from textdiff.speculation.ways import Alone, Drafted, Stock, StockDrafted, Way, blank
 from textdiff.training.settings import Train
@@ -156,10 +156,15 @@ def run(asked: Speculation, name: str) -> Path:
     logging.disable_progress_bar()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("several models are trained here one after the other, in one process: start it without torchrun or accelerate")
+    asked.train.lora.require_weights(None)
+    asked.drafter_train.lora.require_weights(None)
     began, out = time.perf_counter(), run_folder(asked, name)
+    opened_first = {}
     for role, given in (("target", asked.target), ("assistant", asked.assistant)):
         if given is not None:
-            causal(given, role)  # before anything is trained for it
+            opened_first[role] = causal(given, role)  # before anything is trained for it
+    if asked.flash is not None:
+        attached(asked.flash, opened_first["target"])
     names = _trained(asked, out)
     _measured(asked, names, out, began)
     return out

@@ -36,6 +36,13 @@ class Llama:
         if min(vars(self).values()) < 1 or self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}, and all sizes 1 or more")
 
+    def require(self, folder: Path) -> None:
+        """Raise ValueError when the model of a folder has other sizes."""
+        found = LlamaConfig.from_pretrained(folder)
+        there = Llama(found.hidden_size, found.num_hidden_layers, found.num_attention_heads, found.max_position_embeddings)
+        if there != self:
+            raise ValueError(f"{folder} was begun as {there}, now it is {self}: give the old sizes to resume, or choose another folder")
+
     def save(self, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         """A folder with fresh weights, as the hub has them."""
         vocab = Vocab.of(tokenizer)
@@ -82,10 +89,11 @@ def opened(target: str, drafter: str, assistant: str | None, flash: str | None =
             require_same_ids(writes, model)
     if helps is not None and None in (writes.backbone.trunk, helps.backbone.trunk):
         raise ValueError("an assistant is transformers' own way, for stock models only: leave it out, or give two stock models")
-    return Models(writes, drafts, helps, None if flash is None else _attached(flash, writes))
+    return Models(writes, drafts, helps, None if flash is None else attached(flash, writes))
 
 
-def _attached(name: str, target: AutoregressiveLM) -> FeatureDrafter:
+def attached(name: str, target: AutoregressiveLM) -> FeatureDrafter:
+    """A drafter that reads features, attached to its target; raises ValueError where it is none, or belongs to another model."""
     model = load(name)
     if not isinstance(model, FeatureDrafter):
         raise ValueError(f"{name} is a {type(model).__name__}, which reads no target: name a run of recipes/drafter.py as flash")
@@ -131,6 +139,7 @@ class Training(NamedTuple):
 
     def _begin(self, folder: Path, sizes: Llama, seed: int) -> None:
         if (folder / "config.json").is_file():  # of a run that is resumed
+            sizes.require(folder)
             return
         trained = recipe.given_tokenizer(str(self.out / "tokenizer"), False, self.out) if (self.out / "tokenizer").is_dir() else None
         tokenizer = train_tokenizer(self.layout.open(self.data).texts(), self.vocab_size) if trained is None else trained

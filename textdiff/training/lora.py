@@ -40,8 +40,16 @@ class Lora:
     def __post_init__(self) -> None:
         if self.rank < 0 or self.alpha < 1:
             raise ValueError(f"lora.rank is {self.rank} and lora.alpha {self.alpha}: expected a rank of 0 or more, and 1 or more")
+        if self.targets is not None and not self.targets:
+            raise ValueError("lora.targets names no layer: name some, or leave it out for all linear layers but the head")
         if self.rank and importlib.util.find_spec("peft") is None:
             raise ValueError("LoRA is done by the peft package, which is not installed: install textdiff[adapters], or set lora.rank to 0")
+
+    def require_weights(self, where: str | None) -> None:
+        """Raise ValueError when there are adapters and nothing to adapt: `where` is the option that names a model to begin from, if one was
+        given."""
+        if self.rank and where is None:
+            raise ValueError("train.lora adapts weights that are there, and here they are fresh: begin with a model's, or train without")
 
     @contextmanager
     def applied(self, model: LanguageModel, seed: int) -> Iterator[None]:
@@ -53,8 +61,8 @@ class Lora:
             yield
             return
         before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._attach(model, seed)
         try:
+            self._attach(model, seed)
             yield
         finally:
             _fold(model)
@@ -135,4 +143,4 @@ def _fold(model: LanguageModel) -> None:
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, plain)
     inside: Any = _inside(model)
-    del inside.peft_config  # or PEFT would take a second run's for further adapters
+    vars(inside).pop("peft_config", None)  # or PEFT would take a second run's for further adapters
