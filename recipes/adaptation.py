@@ -7,8 +7,8 @@
 Every run trains on the same rows in the same order of its seed; the table gives the bounds with 95 % intervals over seeds, and what an
 autoregressive start, the shift and annealing change, paired by seed. `curves.png` shows the bound on the way.
 
-Measured: from a model of 3,000 steps (`quickstart.py autoregressive --train.steps 3000`, 3.22 nats/token while training; a run of 6,000 steps
-has its lowest, 3.15, after 3,500), `--train.steps 400`, bf16, nats/token with half a 95 % interval over three seeds:
+Measured: from a model of 3,000 steps (`quickstart.py autoregressive --train.steps 3000`, 3.22 nats/token while training; a run of 6,000
+steps has its lowest, 3.15, after 3,500), `--train.steps 400`, bf16, nats/token with half a 95 % interval over three seeds:
 
     shift                            4.567 ± 0.018
     shift, annealed                  4.568 ± 0.016
