@@ -58,6 +58,7 @@ def test_a_run_leaves_a_drafter_that_brings_what_was_said(place: Path, preset: s
         (["--target", "masked"], "masked is a DiscreteDiffusionLM: a drafter needs a causal model"),
         (["--target", "gpt2", "--layout.streaming"], "a stream has no beginnings to choose from: leave layout.streaming off"),
         (["--target", "gpt2", "--layout.length", "100"], "layout.length is 100 and the target reads 64 tokens: shorten the rows"),
+        (["--target", "gpt2", "--train.lora.rank", "2"], "train.lora adapts weights that are there, and here they are fresh"),
         (["--target", "gpt2", "--backbone.heads", "3"], "the target's width 32 must be an even multiple of heads 3"),
     ],
 )
@@ -67,3 +68,10 @@ def test_what_cannot_be_done_is_said_in_one_line(place: Path, capsys: pytest.Cap
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2
     assert line in said
+
+
+def test_a_drafter_is_resumed_on_the_text_it_began_with(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe("drafter", "flash", *FEW, "--target", "gpt2", "--out", "begun")
+    with pytest.raises(SystemExit) as stop:
+        recipe("drafter", "flash", *FEW, "--target", "gpt2", "--out", "begun", "--train.resume", "--own.temperature", "1")
+    assert (stop.value.code, "begun was started with own = " in capsys.readouterr().err) == (2, True)

@@ -243,6 +243,7 @@ REFUSED_BY = {
     "genie --no-encoder": "encoder is off and the model's trunk has an encoder: make them agree",
     "genie --source-length 300": "source_length is 300 and the encoder reads 256 tokens: shorten it",
     "genie --single.temperature 0": "this model draws vectors: leave them out",
+    "genie --train.lora.rank 2": "train.lora adapts weights that are there, and here they are fresh",
     "latent --varied.temperature 0.5": "this model draws vectors: leave them out",
 }
 
