@@ -5,7 +5,7 @@
     python recipes/adapt.py block --model gpt2                           block by block, left to right (BD3-LM)
 
     ... --layout.isolate                                                 attention stays inside each document of a row
-    ... --gradient-checkpointing                                         less memory, a third more time
+    ... --gradient-checkpointing                                         less memory, more time
     ... --train.rates.mask-row 10 --train.rates.attention 0              parts learn faster, slower, or not at all
     ... --train.lora.rank 16                                             adapters instead (pip install textdiff[adapters])
 

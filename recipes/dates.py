@@ -15,8 +15,8 @@ pairs and steps, around one trunk. They are not of equal size: genie and latent 
 prompt, latent has an autoencoder besides, and the table says how many parameters each has.
 
 Measured, exact match in % of 920 prompts, one seed, 6,000 steps, `modern` with --train.steps 4000; latent has no finished run yet.
-Candidates were drawn at temperature 1, those of today's presets over tokens and of `modern` are drawn at 0.5. `modern` draws its one answer
-at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200 steps of sampling instead of 20 (96.96 ± 0.57):
+Candidates were drawn at temperature 1 (`--varied.temperature 1`; presets over tokens and `modern` now draw them at 0.5). `modern` draws its
+one answer at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200 steps of sampling instead of 20 (96.96 ± 0.57):
 
                       single          MBR of 5
     genie             98.59 ± 0.39    99.67 ± 0.19
@@ -26,8 +26,8 @@ at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200
     masked            95.54 ± 0.68    94.35 ± 0.76
     uniform           93.26 ± 0.83    92.39 ± 0.87
 
-Time, from the steps that were made in 35 s on two idle cores: 6,000 steps of genie take 4 minutes, of masked, autoregressive and
-diffuseq 6, of modern 7, to which scoring adds less than two.
+Time, from the steps made under `--train.max-seconds 35` on two idle cores: 6,000 steps of genie take 4 minutes, of masked, autoregressive
+and diffuseq 6, of modern 7, to which scoring adds less than two.
 """
 
 from collections.abc import Mapping, Sequence

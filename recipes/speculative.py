@@ -13,10 +13,14 @@ to the faster of the two plain ways, as all take turns. At the end a row is show
 
 The text is the documentation of the running Python (`builtin:pydocs`); `--data` names your own. Prompts are held out.
 
-Measured on one CPU core, greedy, 8 prompts of 32 tokens, 64 new ones each, 3 rounds in turns (CPU time, median and quartiles): a target of
-16 layers of width 192 after 600 steps, drafters of one layer (`--target-size.width 192 --target-size.layers 16 --train.steps 600
---drafter-model.backbone.layers 1 --drafter-train.steps 1000`; the feature drafter by `recipes/drafter.py flash --train.steps 400
---backbone.layers 1 --own.rows 512 --objective.anchors 16`); then `--compare.lengths 4 7 --compare.prompts 8 --compare.rounds 3`:
+Measured on one CPU core (OMP_NUM_THREADS=1), greedy, 8 prompts of 32 tokens, 64 new ones each, 3 rounds in turns (CPU time, median and
+quartiles): a target of 16 layers of width 192 and drafters of one layer, all trained under ACCELERATE_MIXED_PRECISION=bf16:
+
+    recipes/speculative.py masked --target-size.width 192 --target-size.layers 16 --train.steps 600 --train.learning-rate 2e-3
+        --drafter-train.steps 1000 --drafter-model.backbone.layers 1                  trains T, A and D, the folders in its own
+    recipes/drafter.py flash --target T --train.steps 400 --backbone.layers 1 --own.rows 512 --objective.anchors 16 --out F
+    recipes/speculative.py masked --target T --drafter D --assistant A --flash F --compare.lengths 4 7 --compare.prompts 8
+        --compare.rounds 3 --compare.temperatures 0                                   prints, without bf16:
 
                                     tokens per pass    speed
     left to right (ours)            1.00               1.00
