@@ -36,9 +36,9 @@ response; s/100: seconds for a hundred responses on one busy core):
 * of candidates at temperature 1 (`--varied.temperature 1`), not at the presets' 0.5; those of autoregressive and masked had 27.64 ± 1.14
 and 14.29 ± 0.83 at 1. `latent` has no finished run, and neither has the MBR of diffuseq.
 
-Diffusion stands far behind at this budget, and it is training that does it: on the validation prompts of the log the autoregressive run has 25.9 BLEU after 1,000 steps and 29.6 after 2,000,
-masked 12.3, 16.8, 20.3 and 18.7 after 1,000 to 4,000; 40 calls instead of 20, or another order of confidence, move masked by less than its
-error on 128 prompts (23.3 to 25.2). `modern` at `--single.temperature 1` has 6.34 ± 0.57.
+Diffusion stands far behind at this budget, and it is training that does it: on the validation prompts of the log the autoregressive run has
+25.9 BLEU after 1,000 steps and 29.6 after 2,000, masked 12.3, 16.8, 20.3 and 18.7 after 1,000 to 4,000; 40 calls instead of 20, or another
+order of confidence, move masked by less than its error on 128 prompts (23.3 to 25.2). `modern` at `--single.temperature 1` has 6.34 ± 0.57.
 """
 
 from collections.abc import Mapping, Sequence
