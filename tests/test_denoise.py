@@ -22,8 +22,11 @@ from textdiff.data.tokenizer import encode, load_tokenizer
 from textdiff.decoding import draw
 from textdiff.denoise import Denoise, prepare
 from textdiff.evaluation.likelihood import likelihood
+from textdiff.models.embedding_objective import DiffusionLM, TokenCrossEntropy
 from textdiff.randomness import Rng
+from textdiff.schedules import Cosine
 from textdiff.spec import from_plain
+from textdiff.training.start import started
 
 SCRIPT = script(RECIPES / "denoise.py")
 TINY = [
@@ -140,7 +143,7 @@ def test_a_run_is_resumed_with_the_spans_it_began_with(capsys: pytest.CaptureFix
     denoise("genie", "--out", "out")
     with pytest.raises(SystemExit) as stopped:
         denoise("genie", "--out", "out", "--spans.share", "0.5", "--train.resume")
-    assert (stopped.value.code, "was started with spans = " in capsys.readouterr().err) == (2, True)
+    assert (stopped.value.code, "was started with spans.share = " in capsys.readouterr().err) == (2, True)
 
 
 def test_a_row_is_scored_alike_alone_and_beside_longer_ones() -> None:
@@ -177,6 +180,25 @@ def test_pre_training_goes_on_as_a_recipe_on_pairs() -> None:
     trained = load_file("second/model/model.safetensors")
     assert not all(torch.equal(before[name], trained[name]) for name in before)
     assert textdiff.load("second").generation_config.max_new_tokens == 60
+
+
+def test_what_is_trained_may_change_from_one_stage_to_the_next_and_the_weights_may_not() -> None:
+    denoise("genie", "--out", "first")
+    source: Any = textdiff.load("first")
+    other = replace(
+        source.spec,
+        objective=TokenCrossEntropy() if not isinstance(source.spec.objective, TokenCrossEntropy) else DiffusionLM(),
+        process=replace(source.spec.process, schedule=Cosine()),
+    )
+    begun: Any = started(Path("first"), other)
+    assert begun.spec == other != source.spec
+    before, after = source.state_dict(), begun.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    with pytest.raises(ValueError, match=r"first cannot lend its weights: .* is .* there and .* here: make the two models agree"):
+        started(Path("first"), replace(other, self_conditioning=0.0 if other.self_conditioning else 0.5))
+    with pytest.raises(ValueError, match=r"first was trained with model\.read_scale = .*, here it is 7\.0: make them agree"):
+        started(Path("first"), replace(other, read_scale=7.0))
 
 
 LIKE_DENOISE = ["--encoder", "--model.backbone.layers", "2", "--model.backbone.encoder-layers", "1"]

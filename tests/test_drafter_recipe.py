@@ -1,14 +1,13 @@
 import json
-import os
-import runpy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.tiny_runs import RECIPES, corpus, quickstart, recipe, stock_gpt2
+from tests.tiny_runs import recipe
+from textdiff.data.layout import Layout
+from textdiff.drafter import Trial, tried
 from textdiff.models.feature_drafter import FeatureDrafter, fingerprint
 from textdiff.models.loading import load
 
@@ -19,19 +18,6 @@ FEW = [
 OWN = ["--own.rows", "8", "--own.prompt", "4"]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a stock causal model, one of ours and a diffusion model."""
-    place, before = tmp_path_factory.mktemp("place"), Path.cwd()
-    os.chdir(place)
-    corpus(Path("texts"))
-    stock_gpt2(Path("gpt2"))
-    for preset in ("autoregressive", "masked"):
-        quickstart(preset, "--data", "texts", "--out", preset)
-    yield place
-    os.chdir(before)
-
-
 @pytest.mark.parametrize(("preset", "target"), [("flash", "autoregressive"), ("flash", "gpt2"), ("corpus", "gpt2")])
 def test_a_run_leaves_a_drafter_that_brings_what_was_said(place: Path, preset: str, target: str) -> None:
     out = f"{preset}-{target}"
@@ -39,10 +25,8 @@ def test_a_run_leaves_a_drafter_that_brings_what_was_said(place: Path, preset: s
     causal: Any = load(target)
     model = FeatureDrafter.from_pretrained(f"{out}/model").eval()
     assert (model.spec.target.name, model.spec.target.fingerprint) == (target, fingerprint(causal))
-    found = runpy.run_path(str(RECIPES / "drafter.py"))
-    trial = found["Trial"](prompts=3, prompt=5, tokens=9)
-    data = found["Layout"](length=24).open("texts").examples(causal.tokenizer)
-    counts = found["tried"](trial, model.attach(causal), data.validation)
+    data = Layout(length=24).open("texts").examples(causal.tokenizer)
+    counts = tried(Trial(prompts=3, prompt=5, tokens=9), model.attach(causal), data.validation)
     recorded = json.loads(Path(out, "results.json").read_text())
     assert (recorded["tokens"], recorded["passes"]) == (int(counts.emitted.sum()), int(counts.passes.sum()))
     assert 3 <= recorded["tokens"] <= 27
@@ -74,4 +58,4 @@ def test_a_drafter_is_resumed_on_the_text_it_began_with(place: Path, capsys: pyt
     recipe("drafter", "flash", *FEW, "--target", "gpt2", "--out", "begun")
     with pytest.raises(SystemExit) as stop:
         recipe("drafter", "flash", *FEW, "--target", "gpt2", "--out", "begun", "--train.resume", "--own.temperature", "1")
-    assert (stop.value.code, "begun was started with own = " in capsys.readouterr().err) == (2, True)
+    assert (stop.value.code, "begun was started with own.temperature = 0.0, now it is 1.0" in capsys.readouterr().err) == (2, True)

@@ -3,6 +3,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import textdiff
 from tests.backbones.stock_models import tiny
 from tests.models.tiny import autoregressive, diffusion, trunk
 from tests.models.tiny_drafters import drafter_of
-from tests.tiny_runs import corpus, quickstart, recipe, stock_gpt2
+from tests.tiny_runs import corpus, quickstart, recipe
 from textdiff.backbones.pretrained import Pretrained
 from textdiff.batch import Batch
 from textdiff.bench.base import Bench
@@ -26,8 +27,8 @@ from textdiff.samplers.confidence import Greedy
 from textdiff.samplers.drafting import AnyOrder, LeftToRightChunks
 from textdiff.samplers.speculative import Adaptive, DraftLength
 from textdiff.speculation.comparison import Same, compared, same
-from textdiff.speculation.demo import Compare
-from textdiff.speculation.models import Models
+from textdiff.speculation.opening import Models
+from textdiff.speculation.plan import Compare
 from textdiff.speculation.view import frames, show
 from textdiff.speculation.ways import Drafted, Stock, StockDrafted, Written
 from textdiff.vocab import Vocab
@@ -80,6 +81,34 @@ def test_costs_add_up(temperature: float) -> None:
             assert len(found.tokens) == NEW == found.passes + int(found.accepted.sum()), name
             assert bool((found.accepted <= found.tested).all()), name
             assert torch.equal(found.tested[1:], found.tested[1:].minimum(found.accepted[:-1])), name
+
+
+def test_at_temperature_1_the_ways_of_transformers_write_by_the_targets_law() -> None:
+    """Two tokens, chi-square against their exact law; those of our loop are tested in tests/samplers/test_speculative_law.py."""
+    prompt, n = torch.tensor([3, 4, 5, 3, 4, 6, 5, 3, 4]), 300  # what comes after 3 4 can be looked up
+    ids = [i for i in range(8) if i not in VOCAB.unemittable]
+
+    def law(row: list[int]) -> Tensor:
+        batch = Batch.of(torch.tensor([[*row, 0]]))
+        where = torch.arange(len(row) + 1)[None] == len(row)
+        return TARGET.predictor(batch)(batch.tokens, batch.sample_id).logits(where)[0][ids].softmax(0)
+
+    with torch.no_grad():
+        exact = law(prompt.tolist())[:, None] * torch.stack([law([*prompt.tolist(), i]) for i in ids])
+    ways = replace(SETTINGS, new=2, lengths=(2,)).ways(Models(TARGET, DRAFTER, causal(1), None), 1.0)
+    stock = [name for name in ways if "transformers" in name]
+    assert len(stock) == 4
+    for name in stock:
+        found, drafted = torch.zeros_like(exact), 0
+        for seed in range(n):
+            written = ways[name](prompt, seed)
+            drafted += int(written.tested.sum())
+            found[tuple(ids.index(token) for token in written.tokens.tolist())] += 1
+        likely = n * exact >= 3  # the others are counted together
+        seen, wanted = (torch.cat([table[likely], table[~likely].sum()[None]]) for table in (found, n * exact))
+        freedom = len(seen) - 1
+        assert float(((seen - wanted) ** 2 / wanted).sum()) < freedom + 4.5 * (2 * freedom) ** 0.5, name
+        assert (drafted > n / 2) == (name != "left to right (transformers)"), name
 
 
 def test_the_stock_generate_is_counted_as_our_own_loop() -> None:
@@ -179,6 +208,7 @@ def test_what_is_refused_is_struck_through_in_a_terminal_and_nowhere_else(monkey
 TINY = [
     *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--vocab-size", "300", "--layout.length", "24"),
     *("--drafter-train.steps", "2", "--drafter-train.batch-size", "4", "--drafter-train.warmup", "1", "--data", "texts"),
+    *("--flash-train.steps", "2", "--flash-train.batch-size", "4", "--flash-train.warmup", "1", "--flash-own.rows", "8"),
     *("--compare.prompts", "2", "--compare.prompt-length", "8", "--compare.new", "6", "--compare.rounds", "1"),
     *("--compare.lengths", "2", "--compare.steps", "1"),
 ]
@@ -204,19 +234,19 @@ def results(out: str) -> dict[str, Any]:
     return found
 
 
-def test_a_run_trains_three_models_with_one_tokenizer_and_may_be_compared_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe("speculative", "masked", *TINY, *SMALL, "--out", "out")
+def test_a_run_trains_all_models_with_one_tokenizer_and_may_be_compared_again(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe("speculative", *TINY, *SMALL, "--out", "out")
     printed = capsys.readouterr().out
     assert "in float64: all 2 rows are the same, token for token" in printed
     assert "\x1b" not in printed
-    models = [textdiff.load(f"out/{role}") for role in ("target", "assistant", "drafter")]
+    models = [textdiff.load(f"out/{role}") for role in ("target", "assistant", "drafter", "flash")]
     assert len({json.dumps(model.tokenizer.get_vocab(), sort_keys=True) for model in models}) == 1
     AutoModelForCausalLM.from_pretrained("out/target/model")
     first = {line["name"]: line for line in results("out")["temperature 0.0"]}
     assert all(line["same"] == [2, 0, 2] for line in first.values())
-    assert len(first) == 7
-    assert len(results("out")["temperature 1.0"]) == 7
-    recipe("speculative", "masked", *TINY, "--target", "out/target", "--drafter", "out/drafter", "--out", "again")
+    assert len(first) == 8
+    assert len(results("out")["temperature 1.0"]) == 8
+    recipe("speculative", "masked", *TINY, "--target", "out/target", "--drafter", "out/drafter", "--flash", "out/flash", "--out", "again")
     again = {line["name"]: line for line in results("again")["temperature 0.0"]}
     assert first.keys() - again.keys() == {"AR drafter (transformers)"}  # no assistant was given
     for name, line in again.items():
@@ -228,7 +258,9 @@ def test_a_run_trains_three_models_with_one_tokenizer_and_may_be_compared_again(
 def test_a_target_that_is_no_stock_model_is_compared_in_our_loop_only(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quickstart("autoregressive", "--data", "texts", "--out", "own")
     recipe("speculative", "masked", *TINY, *SMALL, "--target", "own", "--out", "out", "--compare.temperatures", "0")
-    assert [line["name"] for line in results("out")["temperature 0.0"]] == ["left to right", "2 at once", "up to 4 at once"]
+    assert [line["name"] for line in results("out")["temperature 0.0"]] == [
+        *("left to right", "2 at once", "2 from features", "up to 4 at once")
+    ]
     assert "the target is no stock model" in " ".join(capsys.readouterr().out.split())
 
 
@@ -245,13 +277,13 @@ REFUSED = {
     "--target masked --drafter masked": "masked is a diffusion model: name a causal model as target",
     "--target gpt2 --drafter masked": "differ in ",
     "--target nosuch --drafter masked": "nosuch cannot be opened",
-    "--target own --drafter masked --assistant own": "an assistant is transformers' own way, for stock models only",
-    "--target own --drafter masked --compare.new 2000": "8 tokens and 2000 new ones exceed the 1024 that the models read",
+    "--target autoregressive --drafter masked --assistant autoregressive": "an assistant is transformers' own way, for stock models only",
+    "--target autoregressive --drafter masked --compare.new 2000": "8 tokens and 2000 new ones exceed the 1024 that the models read",
     "--compare.new 30": "prompts of 8 tokens and 30 new ones exceed the 32 that the models read: shorten one",
     "--compare.prompt-length 100": "prompts of 100 tokens are the beginnings of rows of 24: raise layout.length, or lower",
     "--target masked": "masked is a diffusion model: name a causal model as target",
-    "--target own --drafter masked --data nosuch.txt": "there is no file or folder 'nosuch.txt'",
-    "--target own --drafter masked --flash masked": "masked is a DiscreteDiffusionLM, which reads no target: name a run of recipes/dr",
+    "--target autoregressive --drafter masked --data nosuch.txt": "there is no file or folder 'nosuch.txt'",
+    "--target autoregressive --drafter masked --flash masked": "masked is a DiscreteDiffusionLM, which reads no target",
     "--flash out": "a drafter is given and no target",
     "--compare.new 0": "compare.new is 0, expected 1 or more",
     "--compare.lengths 0": "compare.lengths are [0], expected numbers of 1 or more",
@@ -260,20 +292,16 @@ REFUSED = {
     "--compare.device toaster": "compare.device is 'toaster', expected cpu or cuda",
     "--target-size.heads 3": "width 16 must be an even multiple of heads 3",
     "--train.steps 0": "steps = 0: expected at least 1",
+    "--drafter-model.backbone.max-length 20": "layout.length is 24 and the drafter reads 20 tokens: shorten the rows",
+    "--target autoregressive --drafter-model.backbone.max-length 30 --compare.new 30": "8 tokens and 30 new ones exceed the 30",
+    "--drafter-model.backbone.encoder-layers 1": "the drafter's model has an encoder, and drafts continue a row",
+    "--drafter-model.backbone.heads 3": "heads",
+    "--flash-size.heads 3": "the target's width 16 must be an even multiple of heads 3",
+    "--target autoregressive --flash-size.heads 3": "the target's width 16 must be an even multiple of heads 3",
+    "--layout.streaming": "a stream has no beginnings to choose from: leave layout.streaming off",
+    "--target autoregressive --assistant gpt2": "target and drafter differ in ",
+    "--compare.device cuda": "compare.device is cuda and there is no GPU here: leave it out",
 }
-
-
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with models."""
-    folder, before = tmp_path_factory.mktemp("shelf"), Path.cwd()
-    os.chdir(folder)
-    corpus(Path("texts"))
-    stock_gpt2(Path("gpt2"))
-    quickstart("autoregressive", "--data", "texts", "--out", "own")
-    quickstart("masked", "--data", "texts", "--tokenizer", "own", "--out", "masked")
-    os.chdir(before)
-    return folder
 
 
 @pytest.mark.parametrize("words", REFUSED)

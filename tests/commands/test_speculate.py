@@ -1,28 +1,12 @@
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.tiny_runs import corpus, quickstart, recipe, stock_gpt2
+from tests.tiny_runs import recipe
 from textdiff.cli import main
 from textdiff.models.loading import load
 from textdiff.models.speculation import require_same_ids
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a stock causal model and a diffusion model adapted from it, and one of each kind that were trained alike."""
-    place, before = tmp_path_factory.mktemp("place"), Path.cwd()
-    os.chdir(place)
-    corpus(Path("texts"))
-    stock_gpt2(Path("gpt2"))
-    for preset in ("masked", "autoregressive"):
-        quickstart(preset, "--data", "texts", "--out", preset)
-    quickstart("masked", "--data", "texts", "--init", "gpt2", "--out", "adapted")
-    yield place
-    os.chdir(before)
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[str, str]:

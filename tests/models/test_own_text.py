@@ -40,3 +40,16 @@ def test_numbers_that_make_no_text_are_refused() -> None:
     with pytest.raises(ValueError, match=r"rows 8, prompt 0, .* expected rows and a temperature of 0 or more, and 1 or more of the others"):
         OwnText(rows=8, prompt=0)
     assert OwnText(rows=0)(TARGET, ROWS, 0) is ROWS
+
+
+def test_documents_that_are_kept_apart_are_not_told_of_each_other() -> None:
+    """The text goes on from what the last document of the beginning has of it, as the target alone goes on from that."""
+    apart = [row._replace(document=[1] * 3 + [2] * 6) for row in ROWS]
+    for prompt in (3, 5):
+        for i, row in enumerate(OwnText(rows=10, prompt=prompt)(TARGET, apart, seed=0)):
+            given = list(ROWS[i].tokens[3 if prompt == 5 else 0 : prompt])
+            expected = uncached(TARGET, given, 9 - prompt)
+            if EOS in expected[len(given) :]:
+                expected = expected[: expected.index(EOS, len(given)) + 1]
+            assert (list(row.tokens), row.document) == (expected, None)
+            assert list(row.target) == [i >= len(given) for i in range(len(expected))]

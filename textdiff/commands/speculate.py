@@ -78,29 +78,10 @@ class Speculate:
         print(f"[{here / there:.2f} times the tokens per second of plain sampling: {here:.1f} and {there:.1f}]", file=sys.stderr)
 
     def _models(self) -> tuple[Any, Any]:
-        from textdiff.decoding import has_encoder
-        from textdiff.models.autoregressive import AutoregressiveLM
-        from textdiff.models.classifier import refuse_classifier
-        from textdiff.models.feature_drafter import FeatureDrafter
-        from textdiff.models.loading import load
-        from textdiff.models.speculation import require_same_ids
+        from textdiff.speculation.opening import causal, drafter_of
 
-        models = []
-        for name in (self.target, self.drafter):
-            model = load(name)
-            refuse_classifier(model, name)
-            if model.tokenizer is None:
-                raise ValueError(f"{name} has no tokenizer files: text cannot be turned into its ids")
-            if has_encoder(model):
-                raise ValueError(f"{name} has an encoder, and drafts continue a row: name a model that reads one row")
-            models.append(model)
-        target, drafter = models
-        if not isinstance(target, AutoregressiveLM):
-            raise ValueError(f"{self.target} is a diffusion model, and drafts are tested from left to right: name a causal model as target")
-        if isinstance(drafter, AutoregressiveLM):
-            raise ValueError(f"{self.drafter} is a causal model: name a diffusion model as drafter")
-        require_same_ids(target, drafter)
-        return target, drafter.attach(target) if isinstance(drafter, FeatureDrafter) else drafter
+        target = causal(self.target, "target")
+        return target, drafter_of(target, self.drafter)
 
     def _drafting(self, drafter: Any) -> "Drafting":
         from textdiff.processes.next_block import NextBlock

@@ -45,10 +45,14 @@ class OwnText:
         return found
 
     def prompted(self, row: Example, new: int | None = None) -> Example:
-        """The beginning of a row, and `new` targets, at most (None: and always) to where the row ends."""
+        """The beginning of a row, and `new` targets, at most (None: and always) to where the row ends.
+
+        Of documents that are kept apart it is what the last of the beginning has of it: the others are not seen from there.
+        """
         given = min(max(list(row.target).index(True), self.prompt), len(row.tokens) - 1)
         length = len(row.tokens) if new is None else min(given + new, len(row.tokens))
-        return Example(row.tokens[:length], [i >= given for i in range(length)])
+        start = 0 if row.document is None else list(row.document).index(row.document[given - 1])
+        return Example(row.tokens[start:length], [i >= given for i in range(start, length)])
 
     def _drawn(self, target: AutoregressiveLM, rows: list[Example], index: list[int], seed: int) -> list[Example]:
         batch = collate(rows, target.vocab.pad_id or 0, index).to(target.device)

@@ -1,23 +1,16 @@
-"""The models of a comparison: opened, or trained one after the other on the same text."""
+"""The models of a comparison that are trained here, one after the other on the same text."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from textdiff import recipe
 from textdiff.data.layout import Layout
-from textdiff.data.tokenizer import train_tokenizer
-from textdiff.decoding import has_encoder
-from textdiff.models.autoregressive import AutoregressiveLM, AutoregressiveSpec
-from textdiff.models.base import LanguageModel, ModelSpec
-from textdiff.models.classifier import refuse_classifier
-from textdiff.models.feature_drafter import FeatureDrafter, refuse_drafter
-from textdiff.models.loading import load
-from textdiff.models.speculation import require_same_ids
+from textdiff.models.autoregressive import AutoregressiveSpec
+from textdiff.models.base import ModelSpec
 from textdiff.recipe import Evaluation, Recipe
 from textdiff.training.settings import Train
 from textdiff.vocab import Vocab
@@ -27,8 +20,8 @@ from textdiff.vocab import Vocab
 class Llama:
     """The sizes of a stock Llama."""
 
-    width: int = 256
-    layers: int = 8
+    width: int = 192
+    layers: int = 16
     heads: int = 8
     max_length: int = 512
 
@@ -37,7 +30,9 @@ class Llama:
             raise ValueError(f"width {self.width} must be an even multiple of heads {self.heads}, and all sizes 1 or more")
 
     def require(self, folder: Path) -> None:
-        """Raise ValueError when the model of a folder has other sizes."""
+        """Raise ValueError when a folder holds a model of other sizes."""
+        if not (folder / "config.json").is_file():
+            return
         found = LlamaConfig.from_pretrained(folder)
         there = Llama(found.hidden_size, found.num_hidden_layers, found.num_attention_heads, found.max_position_embeddings)
         if there != self:
@@ -63,88 +58,29 @@ class Llama:
         tokenizer.save_pretrained(folder)
 
 
-class Models(NamedTuple):
-    """Who writes and who drafts."""
-
-    target: AutoregressiveLM
-    drafter: Any  # a LanguageModel that is a Denoiser
-    assistant: AutoregressiveLM | None  # a stock model that drafts left to right
-    flash: FeatureDrafter | None = None  # attached to the target
-
-    def changed(self, change: Callable[[Any], Any]) -> "Models":
-        """`change` of each."""
-        target, drafter = change(self.target), change(self.drafter)
-        assistant = None if self.assistant is None else change(self.assistant)
-        return Models(target, drafter, assistant, None if self.flash is None else change(self.flash).attach(target))
-
-
-def opened(target: str, drafter: str, assistant: str | None, flash: str | None = None) -> Models:
-    """Checkpoints by folder or hub id; raises ValueError where they cannot speculate together."""
-    writes, drafts = causal(target, "target"), _opened(drafter)
-    helps = None if assistant is None else causal(assistant, "assistant")
-    if isinstance(drafts, AutoregressiveLM):
-        raise ValueError(f"{drafter} is a causal model: name a diffusion model as drafter")
-    for model in (drafts, helps):
-        if model is not None:
-            require_same_ids(writes, model)
-    if helps is not None and None in (writes.backbone.trunk, helps.backbone.trunk):
-        raise ValueError("an assistant is transformers' own way, for stock models only: leave it out, or give two stock models")
-    return Models(writes, drafts, helps, None if flash is None else attached(flash, writes))
-
-
-def attached(name: str, target: AutoregressiveLM) -> FeatureDrafter:
-    """A drafter that reads features, attached to its target; raises ValueError where it is none, or belongs to another model."""
-    model = load(name)
-    if not isinstance(model, FeatureDrafter):
-        raise ValueError(f"{name} is a {type(model).__name__}, which reads no target: name a run of recipes/drafter.py as flash")
-    return model.attach(target)
-
-
-def causal(name: str, role: str) -> AutoregressiveLM:
-    """A causal model by folder or hub id; raises ValueError where it is none."""
-    model = _opened(name)
-    if not isinstance(model, AutoregressiveLM):
-        raise ValueError(f"{name} is a diffusion model: name a causal model as {role}")
-    return model
-
-
-def _opened(name: str) -> LanguageModel:
-    model = load(name)
-    refuse_classifier(model, name)
-    refuse_drafter(model, name)
-    if model.tokenizer is None:
-        raise ValueError(f"{name} has no tokenizer files: text cannot be turned into its ids")
-    if has_encoder(model):
-        raise ValueError(f"{name} has an encoder, and drafts continue a row: name a model that reads one row")
-    return model
-
-
 class Training(NamedTuple):
     """What is trained on which text, how."""
 
     data: str
     layout: Layout
-    vocab_size: int
+    tokenizer: PreTrainedTokenizerBase
     out: Path
 
+    def begin(self, role: str) -> Path:
+        """Where a Llama stands with fresh weights."""
+        return self.out / "begin" / role
+
     def causal(self, role: str, sizes: Llama, train: Train) -> str:
-        """The folder of a Llama trained from fresh weights; the first one trains the tokenizer too."""
-        begin = self.out / "begin" / role
-        self._begin(begin, sizes, train.seed)
+        """The folder of a Llama trained from fresh weights."""
+        begin = self.begin(role)
+        if not (begin / "config.json").is_file():  # else of a run that is resumed
+            self.tokenizer.save_pretrained(self.out / "tokenizer")
+            sizes.save(begin, self.tokenizer, train.seed)
         return self._run(Recipe(AutoregressiveSpec(), self.data, init=str(begin)), role, train)
 
     def diffusion(self, role: str, model: ModelSpec, tokenizer: str, train: Train) -> str:
         """The folder of a diffusion model with the tokenizer of another."""
         return self._run(Recipe(model, self.data, tokenizer), role, train)
-
-    def _begin(self, folder: Path, sizes: Llama, seed: int) -> None:
-        if (folder / "config.json").is_file():  # of a run that is resumed
-            sizes.require(folder)
-            return
-        trained = recipe.given_tokenizer(str(self.out / "tokenizer"), False, self.out) if (self.out / "tokenizer").is_dir() else None
-        tokenizer = train_tokenizer(self.layout.open(self.data).texts(), self.vocab_size) if trained is None else trained
-        tokenizer.save_pretrained(self.out / "tokenizer")
-        sizes.save(folder, tokenizer, seed)
 
     def _run(self, asked: Recipe, role: str, train: Train) -> str:
         evaluation = Evaluation(draws=4, samples=0)  # the bound of the drafter is not what is compared

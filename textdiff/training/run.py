@@ -1,7 +1,8 @@
 """A run in progress: weights, optimizer, average and counters, advanced step by step, saved and restored."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,12 @@ class Run:
 
     def _check(self, state: dict[str, Any]) -> None:
         now, then = self.essential(), state["settings"]
-        for name in now.keys() | then.keys():
-            if now.get(name) != then.get(name):
-                raise ValueError(
-                    f"the run in {self.out} was started with {name} = {then.get(name)}, now it is {now.get(name)}: "
-                    "give the old value to resume, or choose another folder"
-                )
+        name = first_change(then, now, untouched("", self.settings) | untouched("model", self.model.spec))
+        if name is not None:
+            raise ValueError(
+                f"the run in {self.out} was started with {name} = {then.get(name)}, now it is {now.get(name)}: "
+                "give the old value to resume, or choose another folder"
+            )
         if state["step"] > self.settings.steps:
             raise ValueError(f"the run in {self.out} is already at step {state['step']}, more than the {self.settings.steps} asked for")
 
@@ -127,3 +128,26 @@ def flat(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         return {name: value}
     return {key: leaf for field, inner in value.items() for key, leaf in flat(f"{name}.{field}", inner).items()}
+
+
+def first_change(then: Mapping[str, Any], now: Mapping[str, Any], defaults: Set[str]) -> str | None:
+    """The first name by which two flat records differ, if any; a field of `defaults` that `then` lacks is as it was: it came later."""
+    for name in (*now, *then):
+        if name in now and name in then:
+            if now[name] != then[name]:
+                return name
+        elif name not in defaults or any(name.startswith(f"{known}.") for known in then):  # the latter stood there with another value
+            return name
+    return None
+
+
+def untouched(name: str, value: Any) -> set[str]:
+    """The names, as `flat` gives them, of what has its default in a tree of dataclasses."""
+    found: set[str] = set()
+    for field in fields(value) if is_dataclass(value) else ():
+        inner, where = getattr(value, field.name), f"{name}.{field.name}" if name else field.name
+        if inner == (field.default if field.default_factory is MISSING else field.default_factory()):
+            found |= flat(where, to_plain(inner)).keys()
+        else:
+            found |= untouched(where, inner)
+    return found

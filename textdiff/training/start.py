@@ -1,6 +1,6 @@
 """Begin a run with the weights and the tokenizer of another run of the same model, such as its pre-training; go on with one as it began."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,20 @@ from textdiff.models.base import LanguageModel, ModelSpec
 from textdiff.models.latent import LatentDiffusion
 from textdiff.models.loading import load
 from textdiff.spec import to_plain
-from textdiff.training.run import flat
+from textdiff.training.run import first_change, flat, untouched
 
-# these act in training alone and may change from one run to the next; all else must agree
-_FREE_TO_CHANGE = {"model.backbone.dropout", "model.backbone.gradient_checkpointing", "model.curriculum", "model.label_dropout"}
+# what is trained, on which noise, and what acts in training alone may change from one run to the next; all else must agree
+_FREE_TO_CHANGE = (
+    *("model.objective", "model.noising", "model.process.schedule", "model.self_conditioning", "model.curriculum", "model.label_dropout"),
+    *("model.backbone.dropout", "model.backbone.gradient_checkpointing"),
+)
 
 
 def started(folder: Path, spec: ModelSpec) -> LanguageModel:
     """The model that `spec` asks for, with the weights and the tokenizer of a run's folder, or of a model's.
 
-    Raises ValueError with one line when there is no such folder, or its model is none of ours, is another one, or has no tokenizer.
+    The two may differ in their objective and their noise. Raises ValueError with one line when there is no such folder, or its model is
+    none of ours, is another one, has other weights, or has no tokenizer.
     """
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder} to start from: name that of a run, or of a model")
@@ -28,14 +32,27 @@ def started(folder: Path, spec: ModelSpec) -> LanguageModel:
         raise ValueError(f"{folder} holds a latent model, whose autoencoder would be trained anew: resume its run instead")
     there, here = flat("model", to_plain(source.spec)), flat("model", to_plain(spec))
     for name in {**here, **there}:
-        if there.get(name) != here.get(name) and name not in _FREE_TO_CHANGE:
+        if there.get(name) != here.get(name) and not _is_free(name):
             raise ValueError(f"{folder} was trained with {name} = {there.get(name)}, here it is {here.get(name)}: make them agree")
     if source.tokenizer is None:
         raise ValueError(f"{folder} has no tokenizer files: start from a folder that holds its tokenizer")
     model = spec.build(source.vocab)
+    _require_same_shapes(folder, source, model)
     model.load_state_dict(source.state_dict())
     model.tokenizer = source.tokenizer
     return model
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in _FREE_TO_CHANGE)
+
+
+def _require_same_shapes(folder: Path, source: LanguageModel, model: LanguageModel) -> None:
+    there, here = ({name: tuple(value.shape) for name, value in each.state_dict().items()} for each in (source, model))
+    for name in {**here, **there}:
+        if there.get(name) != here.get(name):
+            sizes = [f"of shape {shape}" if shape is not None else "missing" for shape in (there.get(name), here.get(name))]
+            raise ValueError(f"{folder} cannot lend its weights: {name} is {sizes[0]} there and {sizes[1]} here: make the two models agree")
 
 
 def require_as_begun(out: Path, recipe: Any, names: Sequence[str]) -> None:
@@ -43,10 +60,14 @@ def require_as_begun(out: Path, recipe: Any, names: Sequence[str]) -> None:
     written = out / "recipe.yaml"
     if not (recipe.train.resume and written.is_file()):
         return
-    then, now = yaml.safe_load(written.read_text()), to_plain(recipe)
-    for name in names:
-        if then.get(name) != now.get(name):
-            raise ValueError(
-                f"the run in {out} was started with {name} = {then.get(name)}, now it is {now.get(name)}: "
-                "give the old value to resume, or choose another folder"
-            )
+    then, now = (_flat(plain, names) for plain in (yaml.safe_load(written.read_text()), to_plain(recipe)))
+    changed = first_change(then, now, untouched("", recipe))
+    if changed is not None:
+        raise ValueError(
+            f"the run in {out} was started with {changed} = {then.get(changed)}, now it is {now.get(changed)}: "
+            "give the old value to resume, or choose another folder"
+        )
+
+
+def _flat(plain: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {key: leaf for name in names if name in plain for key, leaf in flat(name, plain[name]).items()}
