@@ -104,24 +104,10 @@ class Perplexity:
 
     def _rows(self, model: Any, length: int, pairs: "Sequence[Pair]") -> "Pairs":
         """Pairs as rows: those of the model's training, longer pairs left out; of a model that no run on pairs made, rows of `length`."""
-        from textdiff.data.collate import Pairs
-        from textdiff.data.layout import fitting
-        from textdiff.data.pair_shape import PairShape
-        from textdiff.decoding import has_encoder
-        from textdiff.models.base import TextDiffConfig
-        from textdiff.recipe import recorded
+        from textdiff.commands.pair_rows import PairReader
 
-        ours = isinstance(model.config, TextDiffConfig)  # a stock model has no record to be asked for
-        recipe = (recorded(self.model) if ours else None) or {}
-        if "spans" in recipe:
-            raise ValueError(f"{self.model} was trained on spans of text, not on pairs: its results.json holds its bound")
-        shape = PairShape.recorded(recipe)
-        if shape is None:
-            return Pairs(pairs, model.tokenizer, length, has_encoder(model))
-        if self.length is not None:
-            lengths = f"{shape.source_length} + {shape.response_length}"
-            raise ValueError(f"length is {self.length} and {self.model} was trained on pairs of {lengths} tokens: leave it out")
-        return shape.rows(fitting(pairs, model.tokenizer, shape.source_length, shape.response_length), model.tokenizer)
+        reader = PairReader.of(model, self.model, self.length, usual=length)
+        return reader.rows(reader.fitting(pairs))
 
     def _check(self) -> None:
         if self.json is not None and not self.json.parent.is_dir():

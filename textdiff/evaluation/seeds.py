@@ -24,6 +24,30 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     return Interval(mean(values), quantile((1 + level) / 2, n - 1) * stdev(values) / math.sqrt(n) if n > 1 else math.nan)
 
 
+class Gap(NamedTuple):
+    """How far the means of two families of runs are apart, with the half-width of its interval and the two-sided p-value of 0."""
+
+    mean: float
+    half_width: float
+    p: float
+
+
+def gap(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Gap:
+    """The mean of `a` less that of `b` by Welch's t-test, which takes the runs of each family as independent normal draws of one law.
+
+    Degrees of freedom are estimated and rounded down. nan for a family of one run, whose spread is not known.
+    """
+    apart = mean(a) - mean(b)
+    if min(len(a), len(b)) < 2:
+        return Gap(apart, math.nan, math.nan)
+    parts = [stdev(values) ** 2 / len(values) for values in (a, b)]
+    if sum(parts) == 0:
+        return Gap(apart, 0.0, float(apart == 0))
+    degrees = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    n, error = math.floor(degrees + 1e-9), math.sqrt(sum(parts))
+    return Gap(apart, quantile((1 + level) / 2, n) * error, 1 - _central(abs(apart) / error, n))
+
+
 def quantile(p: float, degrees: int) -> float:
     """The p-quantile, p >= 1/2, of Student's t with so many degrees of freedom, by bisection of its distribution function."""
     low, high = 0.0, 1.0

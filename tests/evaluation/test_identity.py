@@ -1,0 +1,41 @@
+import torch
+from tokenizers import normalizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.data.texts import byte_level, documents, without_ends, word_piece
+from tests.models.tiny import autoregressive
+from textdiff.data.readers import Pair
+from textdiff.data.tokenizer import train_tokenizer
+from textdiff.evaluation.identity import texts_digest, tokenizer_digest, weights_digest
+
+
+def test_texts_are_told_apart_by_their_content_and_their_order() -> None:
+    kinds = [["a", "b"], ["b", "a"], ["ab"], ["a", "b", ""], ["a\nb"], [Pair("a", "b")], [Pair("a", "b"), Pair("", "")], []]
+    assert len({texts_digest(texts) for texts in kinds}) == len(kinds)
+    assert texts_digest(("a", "b")) == texts_digest(["a", "b"])
+
+
+def test_tokenizers_are_one_where_they_cut_every_text_alike() -> None:
+    own = tokenizer_digest(byte_level())
+    assert tokenizer_digest(train_tokenizer(documents(200), 300)) == own
+    bare = without_ends(byte_level(), "bos_token")
+    bare.add_special_tokens({"mask_token": "<another mask>"})
+    assert tokenizer_digest(bare) == own
+    bare(["a"], padding=True, truncation=True, max_length=3)  # settings of a call, which the core keeps
+    assert tokenizer_digest(bare) == own
+    others = [train_tokenizer(documents(200), 299), train_tokenizer(documents(3), 300), word_piece()]
+    bare.add_tokens(["the cat"])
+    lowercased = without_ends(byte_level())
+    lowercased.backend_tokenizer.normalizer = normalizers.Lowercase()
+    assert isinstance(lowercased, PreTrainedTokenizerFast)
+    assert len({own, *map(tokenizer_digest, [*others, bare, lowercased])}) == 6
+
+
+def test_weights_are_told_apart_after_the_smallest_step() -> None:
+    one, same = autoregressive(), autoregressive()
+    assert weights_digest(one) == weights_digest(same) != weights_digest(autoregressive(seed=1))
+    assert weights_digest(one) != weights_digest(autoregressive().float())
+    with torch.no_grad():
+        for parameter in same.parameters():
+            parameter.mul_(1 + 1e-12)
+    assert weights_digest(one) != weights_digest(same)

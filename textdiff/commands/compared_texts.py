@@ -1,0 +1,64 @@
+"""The texts of a comparison: the same ones for every model, cut without regard to any tokenizer."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from textdiff.data.splits import Splits
+    from textdiff.evaluation.measuring import Texts
+
+Record = TypeVar("Record")
+
+
+def compared_texts(
+    source: str, columns: Sequence[str] | None, split: str | None, convention: str, characters: int, limit: int | None
+) -> "Texts":
+    """Passages of at most so many characters of the documents that a source names, whole documents for 0, or its responses; at most
+    `limit` of them, evenly spaced.
+
+    `split` is train, validation, test or all; None means all of a file or folder, and validation of an embedded corpus or a hub id.
+    `convention` names what is done to the data's own tokenisation. Raises ValueError with one line for what cannot be had.
+    """
+    from textdiff.data.corpora import resolve
+    from textdiff.data.readers import Pair
+    from textdiff.data.source import local_path
+    from textdiff.data.splits import Splits
+    from textdiff.data.windows import passages
+    from textdiff.evaluation.measuring import Texts
+
+    corpus = resolve(source, columns)
+    if split is None:
+        split = "validation" if local_path(corpus.name) is None else "all"
+    if split not in (*Splits._fields, "all"):
+        raise ValueError(f"there is no split {split!r}: expected train, validation, test or all")
+    clean = _detokenizer(convention)
+    texts: Sequence[str] | Sequence[Pair]
+    documents: list[int] = []
+    if corpus.holds_pairs:
+        unit, texts = "response", [Pair(clean(pair.prompt), clean(pair.response)) for pair in _chosen(corpus.pairs(), split)]
+    else:
+        unit, texts = "document", [clean(text) for text in _chosen(corpus.texts(), split)]
+        if characters:
+            parts = [passages([text], characters) for text in texts]
+            unit, texts = "passage", [passage for part in parts for passage in part]
+            documents = [number for number, part in enumerate(parts) for _ in part]
+    every = 1 if limit is None else max(1, math.ceil(len(texts) / limit))
+    taken = texts[::every]
+    if not taken:
+        raise ValueError(f"the {split} split of {source} holds nothing to score: choose other data")
+    cut = f" of at most {characters:,} characters" if unit == "passage" else ""
+    part = f", {len(taken):,} of {len(texts):,}, evenly spaced" if every > 1 else ""
+    return Texts(f"{corpus.description}; split {split}; {unit}s{cut}{part}", unit, taken, convention, documents[::every])
+
+
+def _chosen(splits: "Splits[Record]", split: str) -> "list[Record]":
+    return [record for name, part in zip(splits._fields, splits, strict=True) if split in (name, "all") for record in part]
+
+
+def _detokenizer(convention: str) -> Callable[[str], str]:
+    if convention == "none":
+        return str
+    from textdiff.data.conventions import detokenizer
+
+    return detokenizer(convention)
