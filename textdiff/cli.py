@@ -14,8 +14,11 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from textdiff.commands.bench import Bench
+from textdiff.commands.compare import Compare
+from textdiff.commands.frontier import Frontier
 from textdiff.commands.generate import Generate
 from textdiff.commands.perplexity import Perplexity
+from textdiff.commands.report import Report
 from textdiff.commands.speculate import Speculate
 
 Kind = TypeVar("Kind")
@@ -90,6 +93,9 @@ def run_presets(presets: Mapping[str, Callable[[], Any]], run: Callable[[Any, st
 Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Frontier, tyro.conf.subcommand("frontier")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Speculate, tyro.conf.subcommand("speculate")]
     | Annotated[Bench, tyro.conf.subcommand("bench")]
 )
@@ -98,7 +104,7 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `textdiff` command."""
     words = sys.argv[1:] if argv is None else list(argv)
-    command = parse(Command, words, "textdiff", description="Measure and sample text diffusion and autoregressive language models.")
+    command = parse(Command, words, "textdiff", description="Measure, compare and sample text diffusion and autoregressive language models.")
     guarded(f"textdiff {words[0]}", command.run)
 
 

@@ -1,0 +1,1 @@
+"""A comparison's raw numbers as one HTML page and as Markdown tables."""
