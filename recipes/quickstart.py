@@ -21,16 +21,8 @@ from dataclasses import replace
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.cli import run_presets
-from textdiff.models import embedding_presets
-from textdiff.models.autoregressive import AutoregressiveSpec
+from textdiff.models import presets
 from textdiff.models.base import ModelSpec
-from textdiff.models.discrete import Discrete
-from textdiff.models.objective import CrossEntropy
-from textdiff.models.parameterisation import Score
-from textdiff.processes.block import Block
-from textdiff.processes.hybrid import Hybrid
-from textdiff.processes.masked import Masked
-from textdiff.processes.uniform import Uniform
 from textdiff.recipe import Recipe, run
 from textdiff.training.settings import Train
 
@@ -63,7 +55,7 @@ def masked() -> Recipe:
     reads position l from the trunk's output at l - 1, where the left neighbour is at hand: without (`--model.no-shift`) a model of this
     size stays near the unigram entropy for the whole of so short a run.
     """
-    return _recipe(Discrete(backbone=TRUNK, objective=CrossEntropy(), shift=True))
+    return _recipe(presets.masked(TRUNK))
 
 
 def uniform() -> Recipe:
@@ -72,22 +64,22 @@ def uniform() -> Recipe:
     The first two thirds of the run mask tokens instead: what neighbours say of a token is learnt where it is plain which of them to trust.
     The trunk is not told the noise level (`--model.backbone.time-conditioning` tells it).
     """
-    return _longer(Discrete(process=Uniform(), backbone=TRUNK, objective=CrossEntropy(), shift=True, curriculum=0.66))
+    return _longer(presets.uniform(TRUNK))
 
 
 def hybrid() -> Recipe:
     """Masks with some uniform noise (GIDD, a tenth of all probability at the middle of the clock), after masks alone; an upper bound."""
-    return _longer(Discrete(process=Hybrid(), backbone=TRUNK, objective=CrossEntropy(), shift=True, curriculum=0.66))
+    return _longer(presets.hybrid(TRUNK))
 
 
 def block() -> Recipe:
     """Block diffusion (BD3-LM): blocks of 16 tokens from left to right, masked diffusion inside each; an upper bound."""
-    return _recipe(Discrete(process=Block(Masked(), size=16), backbone=TRUNK, objective=CrossEntropy(), shift=True))
+    return _recipe(presets.block(TRUNK))
 
 
 def score() -> Recipe:
     """Masked diffusion by unnormalised ratios (SEDD's parameterisation, the same bound); an upper bound."""
-    return _recipe(Discrete(backbone=TRUNK, objective=CrossEntropy(), parameterisation=Score(), shift=True))
+    return _recipe(presets.score(TRUNK))
 
 
 def modern() -> Recipe:
@@ -95,17 +87,17 @@ def modern() -> Recipe:
 
     For the first two thirds of the run a token is either pure noise or nearly clean, as under masks.
     """
-    return _recipe(embedding_presets.modern(TRUNK, curriculum=0.66, tied=False))
+    return _recipe(presets.modern(TRUNK))
 
 
 def diffusion_lm() -> Recipe:
     """Diffusion-LM: regressed vectors, mean squared error with rounding; its bound, made proper, is far above the others'."""
-    return _recipe(embedding_presets.diffusion_lm(TRUNK))
+    return _recipe(presets.diffusion_lm(TRUNK))
 
 
 def autoregressive() -> Recipe:
     """The rival: each token from those before it, the same trunk, data and budget; the likelihood is exact."""
-    return _recipe(AutoregressiveSpec(backbone=TRUNK))
+    return _recipe(presets.autoregressive(TRUNK))
 
 
 PRESETS = (masked, autoregressive, block, uniform, hybrid, score, modern, diffusion_lm)

@@ -32,7 +32,7 @@ from textdiff.seq2seq import Seq2Seq
 from textdiff.spec import from_plain
 
 SCRIPTS = {path.stem: script(path) for path in sorted(RECIPES.glob("*.py"))}
-WITH_TESTS_OF_THEIR_OWN = {"adaptation", "drafter", "speculative"}  # of several models each
+WITH_TESTS_OF_THEIR_OWN = {"adaptation", "compare_families", "drafter", "speculative"}  # of several models each
 PRESETS = [(name, preset) for name, found in SCRIPTS.items() for preset in found.presets if name not in WITH_TESTS_OF_THEIR_OWN]
 
 

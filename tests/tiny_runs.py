@@ -41,6 +41,12 @@ QUICK = {  # recipes that TINY does not fit
         *("--train.steps", "2", "--train.batch-size", "4", "--classifier-train.steps", "2", "--classifier-train.batch-size", "4"),
         *("--vocab-size", "300", "--length", "16", "--samples", "2", "--sampling-steps", "2", "--gammas", "0", "2"),
     ],
+    "compare_families": [
+        *("--trunk.width", "16", "--trunk.layers", "1", "--trunk.heads", "2", "--length", "24", "--vocab-size", "300"),
+        *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1"),
+        *("--measuring.passage", "40", "--measuring.limit", "12", "--measuring.draws", "2", "--measuring.profile-passages", "4"),
+        *("--measuring.texts", "2", "--measuring.text-tokens", "6"),
+    ],
     "denoise": [
         *("--train.steps", "2", "--train.batch-size", "4", "--train.warmup", "1", "--train.log-every", "1", "--vocab-size", "300"),
         *("--spans.length", "24", "--spans.shortest", "6", "--held-out.rows", "6", "--held-out.draws", "2", "--data", "texts"),

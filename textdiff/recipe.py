@@ -130,7 +130,7 @@ def _run(recipe: Recipe, name: str, accelerator: Accelerator) -> Path:
         data.train,
         pad_id=model.vocab.pad_id or 0,
         out=out,
-        evaluate=_while_training(recipe, data),
+        evaluate=while_training(recipe.evaluation, data),
         save=saver(model, recipe, out),
     )
     model.to(accelerator.device)  # type: ignore[arg-type]
@@ -245,8 +245,8 @@ def _disk_errors() -> Iterator[None]:
         raise
 
 
-def _while_training(recipe: Recipe, data: Data) -> Callable[[LanguageModel, Callable[[], bool]], Mapping[str, float]]:
-    settings = recipe.evaluation
+def while_training(settings: Evaluation, data: Data) -> Callable[[LanguageModel, Callable[[], bool]], Mapping[str, float]]:
+    """What the training loop measures the averaged model with."""
     count = min(settings.rows_while_training, len(data.validation))
     rows = [data.validation[i * len(data.validation) // count] for i in range(count)]  # evenly spaced over the split
 

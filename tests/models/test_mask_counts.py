@@ -1,6 +1,6 @@
 """Importance-sampled mask counts are unbiased: by exact summation over every outcome, and ragged rows equal single ones."""
 
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
@@ -8,8 +8,10 @@ from torch import Tensor
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
+from textdiff.models.chain_rule import chain_rule_nll
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
-from textdiff.models.mask_counts import MaskCounts, controlled_mean, count_law, strata
+from textdiff.models.mask_counts import MaskCounts, controlled_mean, count_law, estimate, line_through_others, strata
+from textdiff.models.position_costs import Costs
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
@@ -40,8 +42,9 @@ def test_expectation_over_every_outcome_is_the_mean_over_counts(n: int) -> None:
     chance = parts[torch.arange(draws), k].prod(1)
     total = 0.0
     for outcome in product(range(2), repeat=draws):
-        estimate = controlled_mean(law.expand(len(k), n), k + 1, values[k, torch.tensor(outcome)])
-        total += float((chance * estimate).sum()) / 2**draws
+        g, laws = values[k, torch.tensor(outcome)], law.expand(len(k), n)
+        found = controlled_mean(laws, k + 1, g, line_through_others(laws, k + 1, g))
+        total += float((chance * found).sum()) / 2**draws
     assert total == pytest.approx(float(values.mean()), rel=1e-10)
 
 
@@ -49,8 +52,27 @@ def test_a_constant_is_estimated_without_variance() -> None:
     """When g(k) is the same for every k, the control variate leaves nothing to chance, whatever counts were drawn."""
     k = torch.tensor([[1, 2, 4, 7], [1, 3, 3, 8], [2, 2, 5, 6]])
     law = count_law(torch.tensor([8, 8, 8]))
-    flat = controlled_mean(law, k, torch.full((3, 4), 7.0, dtype=torch.float64))
+    g = torch.full((3, 4), 7.0, dtype=torch.float64)
+    flat = controlled_mean(law, k, g, line_through_others(law, k, g))
     torch.testing.assert_close(flat, torch.full((3,), 7.0, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tokens", [[0, 1, 2], [4, 4, 1]])
+def test_expectation_over_every_mask_is_the_mean_over_orders(tokens: list[int]) -> None:
+    """All 7^4 tuples of masks of three targets, each with costs of its own: what position costs take out has no mean."""
+    draws, n = 4, 3
+    patterns = torch.tensor(list(product((False, True), repeat=n))[1:])  # (7, n)
+    size = patterns.sum(1)
+    costs = 5 * torch.rand(7, n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * patterns
+    exact = sum(float(costs[size == k].sum(1).mean()) * n / k for k in range(1, n + 1)) / n
+    law = count_law(torch.tensor([n]))
+    chosen = torch.tensor(list(product(range(7), repeat=draws)))  # (7^K, K)
+    within = torch.tensor([1 / 3, 1 / 3, 1.0], dtype=torch.float64)[size[chosen] - 1]
+    chance = (strata(law, draws)[0][torch.arange(draws), size[chosen] - 1] * within).prod(1)
+    assert float(chance.sum()) == pytest.approx(1)
+    batch = Batch.of(torch.tensor(tokens).expand(len(chosen), n))
+    found = estimate(law.expand(len(chosen), n), size[chosen], Costs(size[chosen].double() / n, patterns[chosen], costs[chosen]), batch)
+    assert float((chance * found).sum()) == pytest.approx(exact, rel=1e-10)
 
 
 def test_a_ragged_batch_equals_single_rows() -> None:
@@ -63,6 +85,21 @@ def test_a_ragged_batch_equals_single_rows() -> None:
         index = torch.tensor([row])
         alone = Batch.of(tokens[index, :length], sample_id=index)
         torch.testing.assert_close(MaskCounts(5)(model, alone, rng.rows(index)), together[index])
+
+
+@pytest.mark.parametrize("draws", [4, 16])
+def test_the_mean_of_200_repetitions_is_the_exact_any_order_value(draws: int) -> None:
+    """Within 3 standard errors of the mean over all 24 orders by the chain rule."""
+    model, tokens = small(), torch.tensor([[0, 3, 1, 3]])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8.0)  # so that the cost depends on what is masked
+    orders = torch.tensor(list(permutations(range(4))))
+    exact = float(chain_rule_nll(model, Batch.of(tokens.expand(24, 4)), orders).sum(1).mean())
+    copies = Batch.of(tokens.expand(200, 4))
+    found = MaskCounts(draws)(model, copies, Rng(0, 0, copies.sample_id))
+    assert float(found.std()) > 0
+    assert abs(float(found.mean()) - exact) < 3 * float(found.std()) / 200**0.5
 
 
 def test_a_row_without_targets_costs_nothing() -> None:

@@ -3,16 +3,18 @@
 With k of n targets masked at random, g(k) = n/k * (nats of the masked) has the bound as its mean over k uniform on 1..n. Its standard
 deviation falls like 1/sqrt(k), so k is drawn from q(k) ~ 1/sqrt(k), the j-th of K draws from the j-th of K strata of equal mass, and
 g(k) counts with weight w = 1 / (n q(k)). What w adds to the spread is taken out again by a control variate: a line c_j(k) fitted to the
-other draws of the same sequence. c_j does not depend on draw j, so w (g - c_j) + E[w c_j] has the mean of w g, whatever c_j is.
+other draws of the same sequence. c_j does not depend on draw j, so w (g - c_j) + E[w c_j] has the mean of w g, whatever c_j is. Which
+tokens a mask of k hides is taken out the same way, by what the other draws say of their costs (position_costs).
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from textdiff.batch import Batch, Clean
-from textdiff.models.objective import Bound
+from textdiff.models.position_costs import Costs, explained_by_others, kinds
 from textdiff.processes.base import Denoiser
 from textdiff.processes.exact_count import ExactCount
 from textdiff.processes.masked import Masked
@@ -39,7 +41,7 @@ class MaskCounts:
         if not isinstance(process, Masked):
             raise ValueError(f"MaskCounts counts [MASK] tokens and {type(process).__name__} has none: use the model's nll instead")
         predict, law = model.predictor(batch), count_law(batch.target.sum(1))
-        counts, nats = [], []
+        counts, masked, nats = [], [], []
         for j in range(self.draws):
             stream = rng.draw(j)
             level = (j + stream.uniform("count", ())) / self.draws
@@ -47,8 +49,27 @@ class MaskCounts:
             noised = ExactCount.with_count(process, batch.tokens, batch.target, k, stream)
             pred = predict(noised.xt, noised.t)
             counts.append(k)
-            nats.append(Bound()(process, pred, clean, noised, batch.target)[1].double().sum(1))
-        return controlled_mean(law, torch.stack(counts, 1), torch.stack(nats, 1))
+            masked.append(process.is_masked(noised.xt) & batch.target)
+            nats.append(process.cross_entropy(pred, clean, noised.xt, noised.t, batch.target))
+        k = torch.stack(counts, 1)
+        costs = Costs(k.double() / batch.target.sum(1, keepdim=True).clamp_min(1), torch.stack(masked, 1), torch.stack(nats, 1))
+        return estimate(law, k, costs, batch)
+
+
+def estimate(law: Tensor, k: Tensor, costs: Costs, batch: Batch) -> Tensor:
+    """(B,) nats from draws in the order of the strata of `law` (B, n), draw j with `k` (B, K) masks."""
+    g = costs.nats.double().sum(2) / costs.share
+    line = line_through_others(law, k, g)
+    explained = explained_by_others(costs, batch.target, kinds(batch.tokens, batch.target), *line)
+    return controlled_mean(law, k, g - explained, line)
+
+
+class Line(NamedTuple):
+    """A line in k/n for each draw, a function of the other draws alone, (B, K) each."""
+
+    level: Tensor  # at `centre`
+    slope: Tensor
+    centre: Tensor
 
 
 def count_law(n: Tensor) -> Tensor:
@@ -66,21 +87,22 @@ def strata(law: Tensor, draws: int) -> Tensor:
     return overlap.clamp_min(0) * draws
 
 
-def controlled_mean(law: Tensor, k: Tensor, g: Tensor) -> Tensor:
+def controlled_mean(law: Tensor, k: Tensor, g: Tensor, line: Line) -> Tensor:
     """The mean over strata of w (g - c) + E[w c], (B,), for counts `k` and estimates `g` (B, K) of draws in the order of the strata."""
     n = (law > 0).sum(1, keepdim=True).double()
     weight = torch.where(law > 0, 1 / (n * law), 0.0)  # (B, n)
     share = strata(law, k.shape[1]) * weight[:, None]  # stratum by stratum: chance of k times its weight
-    x = k.double() / n
-    level, slope, centre = _line_through_others(x, g, 1 / (1 / k.double() - 1 / (n + 1)))
     every_x = torch.arange(1, law.shape[1] + 1, device=law.device) / n  # (B, n)
+    level, slope, centre = line
     expected = (share * (level[..., None] + slope[..., None] * (every_x[:, None] - centre[..., None]))).sum(2)
-    residual = weight.gather(1, k - 1) * (g - level - slope * (x - centre))
+    residual = weight.gather(1, k - 1) * (g - level - slope * (k / n - centre))
     return (residual + expected).mean(1)
 
 
-def _line_through_others(x: Tensor, g: Tensor, precision: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Level at `centre`, slope and centre of the weighted line through all points of a row but one, (B, K) each."""
+def line_through_others(law: Tensor, k: Tensor, g: Tensor) -> Line:
+    """The weighted line through `g` (B, K) at `k` of all draws of a row but one."""
+    n = (law > 0).sum(1, keepdim=True).double()
+    x, precision = k / n, 1 / (1 / k.double() - 1 / (n + 1))
 
     def others(value: Tensor) -> Tensor:
         return value.sum(1, keepdim=True) - value
@@ -89,4 +111,4 @@ def _line_through_others(x: Tensor, g: Tensor, precision: Tensor) -> tuple[Tenso
     centre, level = others(precision * x) / total, others(precision * g) / total
     spread = others(precision * x * x) / total - centre**2
     slope = (others(precision * x * g) / total - centre * level) / (spread + _RIDGE)
-    return level, slope, centre
+    return Line(level, slope, centre)
