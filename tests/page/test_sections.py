@@ -17,7 +17,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 
 def test_numbers_carry_their_meaning(results: Results) -> None:
-    likelihood, differences = sections(results)[0].tables
+    likelihood, differences = sections(results)[1].tables
     by_model = {row[0]: dict(zip(likelihood.columns, row, strict=True)) for row in likelihood.rows}
     assert [row[0] for row in likelihood.rows] == list(THREE)  # the best first
     said = {"autoregressive": ("", "exact", "-"), "uniform": ("≤ ", "upper bound", "16"), "latent-vae": ("≈ ", "estimate", "16")}
@@ -36,23 +36,23 @@ def test_numbers_carry_their_meaning(results: Results) -> None:
 def test_numbers_are_those_of_the_texts(results: Results) -> None:
     (measured,) = (m for m in results.measurements["pydocs"] if m.model == "uniform")
     nats = sum(score.nats for score in measured.scores) / sum(score.tokens for score in measured.scores)
-    assert f"≤ {nats:.4f} ±" in sections(results)[0].tables[0].rows[1][1]
+    assert f"≤ {nats:.4f} ±" in sections(results)[1].tables[0].rows[1][1]
 
 
 def test_all_parts_come_in_order_with_a_picture_and_a_table_each(results: Results) -> None:
     found = sections(results)
     assert [section.title for section in found] == [
+        "Results",
         "Likelihood of pydocs",
         "Training",
         "Sample quality and network calls",
         "Calibration",
         "Loss by noise and by position",
         "Samples",
-        "Further tables",
         "How it was counted",
     ]
-    assert [len(section.pictures) for section in found] == [1, 1, 1, 3, 3, 0, 0, 0]
-    assert all(section.tables for section in found[:5])
+    assert [len(section.pictures) for section in found] == [0, 1, 1, 1, 3, 3, 0, 0]
+    assert all(section.tables for section in found[:6])
 
 
 def test_samples_of_the_sampler_with_most_calls_stand_beside_one_another(tmp_path: Path) -> None:
@@ -85,6 +85,6 @@ def test_tables_that_were_made_anew_are_not_shown_twice(tmp_path: Path) -> None:
 
 def test_one_text_has_no_interval_and_is_shown_all_the_same(tmp_path: Path) -> None:
     folder = comparison(tmp_path / "c", THREE, ("pydocs",), texts=1)
-    found = sections(Results.read(folder))[0]
+    found = sections(Results.read(folder))[1]
     assert not any("nan" in cell or " to " in cell for row in found.tables[0].rows for cell in row)
     assert len(found.pictures) == 1

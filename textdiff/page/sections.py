@@ -36,8 +36,8 @@ def sections(results: Results) -> list[Section]:
     """The whole page. Without matplotlib it has no pictures."""
     looks, drawn = Looks(tuple(results.models)), can_draw()
     found = [*_likelihoods(results, looks, drawn), *_training(results, looks, drawn), *_frontier(results, looks, drawn)]
-    found += [*_profile(results, looks, drawn), *_samples(results), *_notes(results, found)]
-    return found
+    found += [*_profile(results, looks, drawn), *_samples(results)]
+    return [*_own_tables(results, found), *found, *_rules(results)]
 
 
 def _likelihoods(results: Results, looks: Looks, drawn: bool) -> Iterator[Section]:
@@ -175,12 +175,15 @@ def _most_calls(results: Results, found: dict[tuple[str, str], list[Sample]]) ->
     return {model: found[key] for model, key in best.items()}
 
 
-def _notes(results: Results, before: Sequence[Section]) -> Iterator[Section]:
-    """The tables of `notes.json` that were not made anew from the raw numbers, and its rules."""
-    made = {_folded(table.title) for section in before for table in section.tables}
+def _own_tables(results: Results, after: Sequence[Section]) -> Iterator[Section]:
+    """The tables of `notes.json` that are not made anew from the raw numbers: what whoever wrote it would say first."""
+    made = {_folded(table.title) for section in after for table in section.tables}
     tables = [table for table in results.notes.tables if _folded(table.title) not in made]
     if tables:
-        yield Section("Further tables", tables=tables)
+        yield Section("Results", tables=tables)
+
+
+def _rules(results: Results) -> Iterator[Section]:
     if results.notes.rules:
         yield Section("How it was counted", lines=results.notes.rules)
 
