@@ -36,6 +36,10 @@ def run(words: list[str]) -> None:
     elif words[:3] == ["python", "-m", "pytest"]:
         assert importlib.util.find_spec("pytest") is not None
         assert "testpaths" in tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    elif words[:2] == ["textdiff", "compare"]:
+        main([*words[1:], "--data", "texts", "--limit", "2", "--draws", "1"])
+    elif words[:2] == ["textdiff", "frontier"]:
+        main([*words[1:], "--data", "texts", "--texts", "2", "--length", "8"])
     elif words[:2] == ["textdiff", "perplexity"]:
         main([*words[1:], "--limit", "2", "--draws", "1"])
     elif words[:2] == ["textdiff", "bench"]:
