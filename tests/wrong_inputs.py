@@ -71,6 +71,12 @@ PERPLEXITY = {
     "textdiff perplexity gpt2 --data text.txt --length 65": "length is 65 and gpt2 reads 64 tokens: shorten the blocks",
     "textdiff perplexity masked --data text.txt --device toaster": "there is no device 'toaster' here",
     "textdiff perplexity masked --data text.txt --json nosuch/numbers.json": "no folder nosuch to write numbers.json into: create it first",
+    "textdiff perplexity autoregressive --data text.txt --order left-to-right": "one of its own, in which .* exact: leave the order out",
+    "textdiff perplexity masked --data text.txt --order backwards": "Error parsing --order",
+    "textdiff perplexity masked --data text.txt --order random --orders 0": "orders is 0, expected 1 or more",
+    "textdiff perplexity masked --data text.txt --orders 3": "orders is 3 and the order is not random",
+    "textdiff perplexity masked --data text.txt --order random --flow-steps 4": "order and flow_steps were both given",
+    "textdiff perplexity masked --data text.txt --flow-steps 4": "a flow runs through vectors of tokens .*: leave the flow out",
     "textdiff perplexity masked --data text.txt --json nothing": "nothing is a folder: name the json file",
 }
 SPECULATE = {

@@ -176,7 +176,7 @@ def test_the_record_is_json_also_where_a_number_does_not_exist() -> None:
     record = json.loads(json.dumps(lone.as_dict(), allow_nan=False))
     assert (record["standard_error"], record["perplexity_low"], record["kind"]) == (None, None, "exact")
     hopeless = Likelihood(
-        nats_per_token=1e4, standard_error=1.0, tokens=1, text_bytes=1, sequences=2, forwards_per_sequence=1, is_bound=True
+        nats_per_token=1e4, standard_error=1.0, tokens=1, text_bytes=1, sequences=2, forwards_per_sequence=1, kind="upper bound"
     )
     assert hopeless.perplexity == math.inf
     assert hopeless.as_dict()["perplexity"] is None

@@ -47,12 +47,12 @@ def test_known_positions_and_padding_are_not_scored() -> None:
     other = batch._replace(tokens=torch.where(batch.attend, batch.tokens, 3))
     torch.testing.assert_close(flow(model, batch, 0, 1), flow(model, other, 0, 1))
     nothing = batch._replace(target=torch.zeros_like(batch.target))
-    assert torch.equal(flow(model, nothing, 0, 1), torch.zeros(4, dtype=torch.float64))
+    assert torch.equal(flow(model, nothing, 0, 1), torch.zeros(4, 1, dtype=torch.float64))
 
 
 def test_it_is_called_an_estimate() -> None:
-    result = likelihood(built(width=4), [Example([0, 1, 2, 3], [False, True, True, True])], draws=1, flow=FlowEstimate(3))
-    assert (result.kind, result.forwards_per_sequence, result.is_bound) == ("estimate", 7, False)
+    result = likelihood(built(width=4), [Example([0, 1, 2, 3], [False, True, True, True])], draws=1, estimator=FlowEstimate(3))
+    assert (result.kind, result.forwards_per_sequence) == ("estimate", 7)
 
 
 def test_other_models_are_refused() -> None:

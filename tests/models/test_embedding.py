@@ -157,7 +157,7 @@ def test_self_conditioning_reads_the_belief_before() -> None:
     assert told.calls == 1
     torch.testing.assert_close(told.state(), predict(x, t).state())
     assert not torch.allclose(told.state(), first.state())
-    assert model.calls(3) == 12
+    assert model.calls(3) == 8  # three times and one reading, two calls each
 
 
 def _steps(model: EmbeddingDiffusionLM, batch: Batch, count: int) -> None:

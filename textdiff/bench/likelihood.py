@@ -14,7 +14,7 @@ from textdiff.batch import Batch, Clean
 from textdiff.bench.base import Bench, Row, quartiles
 from textdiff.data import pydocs
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
-from textdiff.models.mask_counts import MaskCounts
+from textdiff.models.mask_counts import MaskCounts, pilot
 from textdiff.models.objective import Bound
 from textdiff.processes.base import UniformTime
 from textdiff.randomness import Rng
@@ -97,12 +97,14 @@ class LikelihoodBench(Bench):
         batch = self._rows(_bytes(documents.validation), self.sequences, torch.Generator().manual_seed(self.seed + 1))
         repetitions = 16 * self.rounds
         naive = repeated(bernoulli, model, batch, 8 * repetitions, self.seed)
+        before = self._rows(_bytes(documents.train), 16, torch.Generator().manual_seed(self.seed + 2))
+        profile = pilot(model, before, Rng(self.seed, repetitions, before.sample_id))  # 64 forwards for all that is ever scored
         rows = []
         sides: dict[str, tuple[int, Estimator]] = {
             "4 stratified counts": (4, StratifiedCounts(4)),
             "16 stratified counts": (16, StratifiedCounts(16)),
-            "4 importance-sampled counts with position costs": (4, MaskCounts(4)),
-            "16 importance-sampled counts with position costs": (16, MaskCounts(16)),
+            "4 importance-sampled counts": (4, MaskCounts(4, profile)),
+            "16 importance-sampled counts": (16, MaskCounts(16, profile)),
         }
         for name, (draws, estimator) in sides.items():
             estimates = repeated(estimator, model, batch, repetitions, self.seed + draws)

@@ -2,11 +2,12 @@
 error and its rules."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from textdiff.data.collate import Pairs
     from textdiff.data.layout import Scored
     from textdiff.data.readers import Pair
-    from textdiff.evaluation.likelihood import Likelihood
+    from textdiff.evaluation.likelihood import Estimator, Likelihood
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class Perplexity:
     """Seed of the bound's noise."""
     flow_steps: int | None = None
     """Estimate by the probability-flow ODE in so many steps instead of bounding, for models of embeddings; few draws will do."""
+    order: Literal["left-to-right", "random"] | None = None
+    """Score by the chain rule in this order instead of bounding, for masked and block diffusion: a network call for each token."""
+    orders: int = 1
+    """Random orders of each sequence: of one the likelihood is exact, the mean over several is an upper bound."""
     device: str | None = None
     """cpu, cuda, ... (default: a GPU when there is one)."""
     json: Path | None = None
@@ -57,35 +62,49 @@ class Perplexity:
 
         logging.disable_progress_bar()
         from textdiff.data.collate import Pairs
-        from textdiff.evaluation.likelihood import likelihood, pair_rules
-        from textdiff.evaluation.probability_flow import FlowEstimate
+        from textdiff.evaluation.likelihood import RULES, likelihood, pair_rules
         from textdiff.models.classifier import refuse_classifier
         from textdiff.models.feature_drafter import refuse_drafter
         from textdiff.models.loading import load
         from textdiff.report import scoring
 
         self._check()
-        flow = None if self.flow_steps is None else FlowEstimate(self.flow_steps)
+        estimator = self._estimator()
         device = device_named(self.device)
         model = load(self.model)
         refuse_classifier(model, self.model)
         refuse_drafter(model, self.model)
         if model.tokenizer is None:
             raise ValueError(f"{self.model} has no tokenizer files: text cannot be turned into its ids")
+        estimator.kind(model)  # refuses a model before its data is read
         scored = self._scored(model)
         model.to(device)  # type: ignore[arg-type]
-        with scoring() as bar:
-            result = likelihood(model, scored.examples, self.draws, self.batch_size, self.seed, bar, flow=flow)
         if isinstance(scored.rows, Pairs):
-            result = replace(result, rules=pair_rules(scored.rows.fill))
-            length, kind = scored.rows.max_length, "prompts and rows of at most"
+            rules, length, kind = pair_rules(scored.rows.fill), scored.rows.max_length, "prompts and rows of at most"
         else:
-            length, kind = scored.rows.packing.length, "blocks of"
+            rules, length, kind = RULES, scored.rows.packing.length, "blocks of"
+        with scoring() as bar:
+            result = likelihood(model, scored.examples, self.draws, self.batch_size, self.seed, bar, estimator=estimator, rules=rules)
         print_table(Console(highlight=False), self.model, result, f"{scored.description}; {kind} {length} tokens")
         if self.json is not None:
             record: dict[str, Any] = {"model": self.model, "data": scored.description, "length": length, **result.as_dict()}
             self.json.write_text(json.dumps(record, indent=2) + "\n")
             print(f"wrote {self.json}")
+
+    def _estimator(self) -> "Estimator":
+        from textdiff.evaluation.likelihood import OWN
+        from textdiff.evaluation.probability_flow import FlowEstimate
+        from textdiff.evaluation.reveal_orders import RandomOrders, ReadingOrder
+
+        if self.order is not None and self.flow_steps is not None:
+            raise ValueError("order and flow_steps were both given: an order is for masks, a flow for vectors")
+        if self.order != "random" and self.orders != 1:
+            raise ValueError(f"orders is {self.orders} and the order is not random: give --order random, or leave orders out")
+        if self.flow_steps is not None:
+            return FlowEstimate(self.flow_steps)
+        if self.order is None:
+            return OWN
+        return ReadingOrder() if self.order == "left-to-right" else RandomOrders(self.orders)
 
     def _scored(self, model: Any) -> "Scored":
         from textdiff.data.corpora import resolve
@@ -131,9 +150,11 @@ def print_table(console: Any, name: str, result: "Likelihood", description: str)
     console.print()
     console.print(f"nats/token   {result.nats_per_token:.4f} ± {result.standard_error:.4f}  ({result.kind})", soft_wrap=True)
     console.print(f"perplexity   {result.perplexity:.2f}  (95 % interval {low:.2f} to {high:.2f})", soft_wrap=True)
+    if math.isfinite(result.order_spread):
+        console.print(f"orders       {result.order_spread:.4f} nats/token, standard deviation of a sequence between orders", soft_wrap=True)
     if result.text_bytes:
         console.print(f"bits/byte    {result.bits_per_byte:.4f} ± {result.bits_per_byte_error:.4f}", soft_wrap=True)
     console.print()
-    calls = f"{result.forwards_per_sequence} network call{'s' if result.forwards_per_sequence > 1 else ''} each"
+    calls = f"{result.forwards_per_sequence:,.6g} network call{'s' if result.forwards_per_sequence > 1 else ''} each"
     counted = f"{result.tokens:,} tokens, {result.text_bytes:,} bytes, {result.sequences:,} sequences, {calls}"
     print_labelled(console, "counted", counted, *result.rules.split("; "), "± is one standard error over sequences")

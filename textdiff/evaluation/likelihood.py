@@ -1,15 +1,14 @@
 """Likelihoods that say what they are: exact or an upper bound, with a standard error, the counts behind it and the rules of counting."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, distributed
 
-from textdiff.batch import Example, collate
-from textdiff.evaluation.probability_flow import FlowEstimate
+from textdiff.batch import Batch, Example, collate
 from textdiff.models.base import LanguageModel
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
@@ -21,7 +20,59 @@ def pair_rules(fill: int | None) -> str:
     return f"every token of a response counts, {ends}; BOS and the prompt are context; bytes are those of the response"
 
 
-Row = tuple[int, float, int, int]  # index, nats, tokens, bytes of one example
+class Row(NamedTuple):
+    """One example."""
+
+    number: int
+    nats: float
+    tokens: int
+    text_bytes: int
+    calls: int  # of the network
+    variance: float  # of its nats between orders, nan without several
+
+
+class Estimator(Protocol):
+    """Where the nats of sequences come from."""
+
+    def rules(self, model: LanguageModel) -> str:
+        """What to add to the rules of counting, or nothing."""
+        ...
+
+    def kind(self, model: LanguageModel) -> str:
+        """ "exact", "upper bound" or "estimate"; raises ValueError for a model that this is not for."""
+        ...
+
+    def calls(self, model: LanguageModel, batch: Batch, draws: int) -> Tensor:
+        """(B,) network calls for each sequence."""
+        ...
+
+    def __call__(self, model: LanguageModel, batch: Batch, seed: int, draws: int) -> Tensor:
+        """(B, orders) nats of each sequence, whose mean over the orders counts; (B, 1) where there is but one number."""
+        ...
+
+
+@dataclass(frozen=True)
+class OwnLikelihood:
+    """The model's own: exact, or a bound that averages stratified draws."""
+
+    def rules(self, model: LanguageModel) -> str:
+        """Nothing to add."""
+        return ""
+
+    def kind(self, model: LanguageModel) -> str:
+        """As the model says."""
+        return "upper bound" if model.nll_is_bound else "exact"
+
+    def calls(self, model: LanguageModel, batch: Batch, draws: int) -> Tensor:
+        """(B,), the same for all."""
+        return batch.sample_id.new_full((len(batch.tokens),), model.calls(draws))
+
+    def __call__(self, model: LanguageModel, batch: Batch, seed: int, draws: int) -> Tensor:
+        """(B, 1) nats."""
+        return model.mean_nll(batch, seed, draws if model.nll_is_bound else 1)[:, None]
+
+
+OWN = OwnLikelihood()
 
 
 class EvaluationStopped(Exception):
@@ -37,15 +88,10 @@ class Likelihood:
     tokens: int
     text_bytes: int  # UTF-8 bytes of the scored text, 0 when unknown
     sequences: int
-    forwards_per_sequence: int
-    is_bound: bool
+    forwards_per_sequence: float  # the mean, where sequences differ
+    kind: str  # "exact", "upper bound" or "estimate"
     rules: str = RULES
-    is_estimate: bool = False
-
-    @property
-    def kind(self) -> str:
-        """ "exact", "upper bound" or "estimate"."""
-        return "estimate" if self.is_estimate else "upper bound" if self.is_bound else "exact"
+    order_spread: float = math.nan  # standard deviation of a sequence's nats per token between orders; nan without several orders
 
     @property
     def perplexity(self) -> float:
@@ -71,9 +117,11 @@ class Likelihood:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for json; None for one that does not exist, such as the error of a single sequence."""
         low, high = self.perplexity_interval
-        derived = {"kind": self.kind, "perplexity": self.perplexity, "perplexity_low": low, "perplexity_high": high}
+        derived = {"perplexity": self.perplexity, "perplexity_low": low, "perplexity_high": high}
         bits = {"bits_per_byte": self.bits_per_byte, "bits_per_byte_error": self.bits_per_byte_error}
         numbers = {**asdict(self), **derived, **bits}
+        if math.isnan(self.order_spread):
+            del numbers["order_spread"]
         return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in numbers.items()}
 
 
@@ -85,24 +133,24 @@ def likelihood(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
-    flow: FlowEstimate | None = None,
+    estimator: Estimator = OWN,
+    rules: str = RULES,
 ) -> Likelihood:
-    """The likelihood of `examples` under a model; a bound averages `draws` stratified draws for each sequence. With `flow` it is an
-    estimate by the probability-flow ODE instead, for models of embeddings.
+    """The likelihood of `examples` under a model; a bound averages `draws` stratified draws for each sequence. Another `estimator` gives
+    the nats in the place of the model's own. `rules` say how the examples were made.
 
     Noise is keyed by the example's index, so neither the batch size nor the number of processes changes the result beyond rounding.
     With torch.distributed running, each process scores its share and all return the same numbers. Raises ValueError when there is
-    nothing to score, and EvaluationStopped when `should_stop` says so.
+    nothing to score, or when the estimator is not for the model, and EvaluationStopped when `should_stop` says so.
     """
-    rows = _scored(model, examples, draws, batch_size, seed, progress, should_stop, flow)
-    found = _summary(rows, model.calls(draws), model.nll_is_bound)
-    return found if flow is None else replace(found, forwards_per_sequence=flow.calls(draws), is_bound=False, is_estimate=True)
+    kind, rules = estimator.kind(model), "; ".join(filter(None, (rules, estimator.rules(model))))
+    return _summary(_scored(model, examples, draws, batch_size, seed, progress, should_stop, estimator), kind, rules)
 
 
 def sequence_nats(model: LanguageModel, examples: Sequence[Example], draws: int = 16, batch_size: int = 32, seed: int = 0) -> Tensor:
     """Nats of each example, (N,) float64, as `likelihood` sums them."""
     rows = _scored(model, examples, draws, batch_size, seed)
-    return torch.tensor([nats for _, nats, _, _ in rows], dtype=torch.float64)
+    return torch.tensor([row.nats for row in rows], dtype=torch.float64)
 
 
 def _scored(
@@ -113,7 +161,7 @@ def _scored(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     should_stop: Callable[[], bool] = lambda: False,
-    flow: FlowEstimate | None = None,
+    estimator: Estimator = OWN,
 ) -> list[Row]:
     """Every example's row, in the order of the examples, on every process."""
     for name, value in (("draws", draws), ("batch_size", batch_size)):
@@ -121,7 +169,6 @@ def _scored(
             raise ValueError(f"{name} is {value}, expected 1 or more")
     world, rank = (distributed.get_world_size(), distributed.get_rank()) if _is_distributed() else (1, 0)
     order = sorted(range(rank, len(examples), world), key=lambda i: len(examples[i].tokens))
-    draws = draws if model.nll_is_bound else 1
     was_training = model.training
     model.eval()
     rows: list[Row] = []
@@ -132,36 +179,42 @@ def _scored(
                 raise EvaluationStopped
             index = order[start : start + batch_size]
             if index:
-                rows += _score(model, [examples[i] for i in index], index, draws, seed, flow)
+                rows += _score(model, [examples[i] for i in index], index, draws, seed, estimator)
             progress(min(start + batch_size, most), most)
     finally:
         model.train(was_training)
     return _gathered(rows, world)
 
 
-def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int, flow: FlowEstimate | None) -> list[Row]:
+def _score(model: LanguageModel, examples: list[Example], index: list[int], draws: int, seed: int, estimator: Estimator) -> Iterator[Row]:
     device = next(model.parameters()).device
     batch = collate(examples, pad_id=model.vocab.pad_id or 0, sample_id=index).to(device)
-    found = model.mean_nll(batch, seed, draws) if flow is None else flow(model, batch, seed, draws)
-    nats, tokens = found.tolist(), batch.target.sum(1).tolist()
-    return [(i, nats[r], tokens[r], examples[r].text_bytes) for r, i in enumerate(index)]
+    found = estimator(model, batch, seed, draws)
+    variance = found.var(1) if found.shape[1] > 1 else torch.full_like(found[:, 0], math.nan)
+    numbers = (found.mean(1), batch.target.sum(1), estimator.calls(model, batch, draws), variance)
+    for i, example, nats, tokens, calls, spread in zip(index, examples, *(values.tolist() for values in numbers), strict=True):
+        yield Row(i, nats, tokens, example.text_bytes, calls, spread)
 
 
-def _summary(rows: list[Row], calls: int, is_bound: bool) -> Likelihood:
-    tokens = sum(row[2] for row in rows)
+def _summary(rows: list[Row], kind: str, rules: str) -> Likelihood:
+    tokens = sum(row.tokens for row in rows)
     if tokens == 0:
         raise ValueError("there is no token to score: the data is empty, or nothing in it is a target")
-    mean = math.fsum(row[1] for row in rows) / tokens
-    spread = math.fsum((nats - mean * n) ** 2 for _, nats, n, _ in rows)
+    mean = math.fsum(row.nats for row in rows) / tokens
+    spread = math.fsum((row.nats - mean * row.tokens) ** 2 for row in rows)
+    between = [row.variance / row.tokens**2 for row in rows if row.tokens]
+    calls, rest = divmod(sum(row.calls for row in rows), len(rows))
     correction = len(rows) / (len(rows) - 1) if len(rows) > 1 else math.nan
     return Likelihood(
         nats_per_token=mean,
         standard_error=math.sqrt(spread * correction) / tokens,
         tokens=tokens,
-        text_bytes=sum(row[3] for row in rows),
+        text_bytes=sum(row.text_bytes for row in rows),
         sequences=len(rows),
-        forwards_per_sequence=calls,
-        is_bound=is_bound,
+        forwards_per_sequence=calls + rest / len(rows) if rest else calls,
+        kind=kind,
+        rules=rules,
+        order_spread=math.sqrt(math.fsum(between) / len(between)),
     )
 
 

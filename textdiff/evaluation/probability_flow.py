@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textdiff.batch import Batch
+from textdiff.models.base import LanguageModel
 from textdiff.models.embedding import EmbeddingDiffusionLM
 from textdiff.processes.base import Predictor, keep_known
 from textdiff.processes.gaussian import Gaussian, states_of
@@ -94,16 +95,31 @@ class FlowEstimate:
         if self.steps < 1:
             raise ValueError(f"the flow takes {self.steps} steps, expected 1 or more")
 
-    def calls(self, draws: int) -> int:
-        """Network calls for each sequence."""
-        return draws * (2 * self.steps + 1)
+    def rules(self, model: LanguageModel) -> str:
+        """How the flow is followed."""
+        return f"by the probability-flow ODE in {self.steps} steps"
 
-    def __call__(self, model: object, batch: Batch, seed: int, draws: int) -> Tensor:
-        """(B,) nats."""
-        if not isinstance(model, EmbeddingDiffusionLM):
-            raise ValueError(f"a flow runs through vectors of tokens and the model is a {type(model).__name__}: leave the flow out")
+    def kind(self, model: LanguageModel) -> str:
+        """Neither exact nor a bound."""
+        self._vectors(model)
+        return "estimate"
+
+    def calls(self, model: LanguageModel, batch: Batch, draws: int) -> Tensor:
+        """(B,) network calls."""
+        twice = 2 if self._vectors(model).spec.self_conditioning else 1
+        return batch.sample_id.new_full((len(batch.tokens),), draws * (2 * self.steps + 1) * twice)
+
+    def __call__(self, model: LanguageModel, batch: Batch, seed: int, draws: int) -> Tensor:
+        """(B, 1) nats."""
+        model = self._vectors(model)
         process, table, predict = model.process.measured(), model.vectors(), model.predictor(batch)
         total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
         for k in range(draws):
             total += flow_nats(process, predict.under(process), table, batch, self.steps, Rng(seed, k, batch.sample_id))
-        return total / draws
+        return total[:, None] / draws
+
+    @staticmethod
+    def _vectors(model: LanguageModel) -> EmbeddingDiffusionLM:
+        if not isinstance(model, EmbeddingDiffusionLM):
+            raise ValueError(f"a flow runs through vectors of tokens and the model is a {type(model).__name__}: leave the flow out")
+        return model

@@ -56,6 +56,12 @@ def chain_rule_nll(model: Denoiser, batch: Batch, rank: Tensor, rows_at_once: in
     return nats
 
 
+def chain_rule_calls(model: Denoiser, batch: Batch) -> Tensor:
+    """(B,) long: the steps of one order, each a network call for a trunk that reads no previous belief; raises ValueError as the rule."""
+    _mask_id(model.process)
+    return _in_spans(batch.target, model.process.span(batch.tokens.shape[1]), False).sum(2).amax(1)
+
+
 def nll_by_order(model: Denoiser, batch: Batch, rng: Rng, orders: int, rows_at_once: int = 32) -> Tensor:
     """(B, orders) nats of each row in so many random orders; their mean is an unbiased estimate of the any-order bound."""
     found = [chain_rule_nll(model, batch, random_order(batch, rng.draw(i)), rows_at_once).sum(1) for i in range(orders)]
@@ -73,6 +79,11 @@ def _places(rank: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """The place (B, L) of each target among its span's, from 0, and how many each span has (B, spans)."""
     length = rank.shape[1]
     key = rank.double().masked_fill(~target, torch.inf)
-    key = F.pad(key, (0, -length % size), value=torch.inf).unflatten(1, (-1, size))
+    key = _in_spans(key, size, torch.inf)
     place = key.argsort(dim=2, stable=True).argsort(dim=2)
     return place.flatten(1)[:, :length], key.isfinite().sum(2)
+
+
+def _in_spans(values: Tensor, size: int, fill: float) -> Tensor:
+    """(B, L) as (B, spans, size), the last span filled up."""
+    return F.pad(values, (0, -values.shape[1] % size), value=fill).unflatten(1, (-1, size))

@@ -20,10 +20,12 @@ from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts
 from textdiff.models.objective import Bound, BoundAndCrossEntropy, CrossEntropy, Dynamic, Objective
 from textdiff.models.parameterisation import LeaveOneOut, Parameterisation, Score
 from textdiff.models.self_conditioning import conditioned
+from textdiff.models.touched_counts import TouchedCounts
 from textdiff.prediction import Prediction, Withheld
 from textdiff.processes.base import Noised, Noising, TokenProcess
 from textdiff.processes.block import Block
 from textdiff.processes.hybrid import Hybrid
+from textdiff.processes.interpolating import Interpolating
 from textdiff.processes.masked import Masked
 from textdiff.processes.uniform import Uniform
 from textdiff.projection import Head
@@ -212,7 +214,14 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         return Bound()(self.process, pred, clean, noised, batch.target)[1].double().sum(1)
 
     def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
-        """For masks from importance-sampled counts, whose standard error is smaller for as many network calls."""
+        """From importance-sampled counts of noised tokens, whose standard error is smaller for as many network calls."""
+        rng = Rng(seed, 0, batch.sample_id)
         if isinstance(self.process, Masked) and draws >= FEWEST_DRAWS:
-            return MaskCounts(draws)(self, batch, Rng(seed, 0, batch.sample_id))
+            return MaskCounts(draws)(self, batch, rng)
+        if isinstance(self.process, Interpolating) and draws >= FEWEST_DRAWS:
+            return TouchedCounts(draws)(self, batch, rng)
         return super().mean_nll(batch, seed, draws)
+
+    def calls(self, draws: int) -> int:
+        """One for each draw, two where the trunk reads its own first belief."""
+        return draws * (2 if self.backbone.self_conditioned else 1)

@@ -5,6 +5,7 @@ infilled text are clean vectors that no noise touches (DiffuSeq); a trunk with a
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -26,6 +27,7 @@ from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.learned_schedule import LearnedGumbel
 from textdiff.models.reading import Output, Reading, Regression, Softmax, SoftmaxOutput
 from textdiff.models.self_conditioning import read_after
+from textdiff.models.time_allocation import allocated_mean, readings
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Noised, Noising, per_token, stratified
 from textdiff.processes.gaussian import Gaussian, states_of
@@ -35,9 +37,6 @@ from textdiff.samplers.continuous import EqualLogSNR, EqualTimes
 from textdiff.samplers.ddim import DDIM
 from textdiff.state_prediction import StatePrediction
 from textdiff.vocab import Vocab
-
-_GOLDEN = (5**0.5 - 1) / 2  # multiples modulo 1 fill [0, 1) evenly
-_PLACES = 256  # of a sequence inside its strata of time
 
 
 class EmbeddingConfig(TextDiffConfig):
@@ -271,30 +270,29 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
     @torch.no_grad()
     def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
         """One draw of the bound: the diffusion term at one time, the reconstruction at t_min and the prior's divergence."""
-        return self._nll(batch, rng, torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2))
+        diffusion, ends = self._terms(batch)
+        return diffusion(rng, torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)) + ends(rng)
 
     @torch.no_grad()
     def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
-        """The times of each sequence are stratified, and those of many sequences lie between one another: each sequence stands somewhere
-        else in its strata, at a random shift that all have in common."""
-        index = batch.sample_id
-        shift = Rng(seed, 0, torch.zeros_like(index[:1])).uniform("shift", ())
-        place = ((index.double() * _GOLDEN + shift) % 1.0 * _PLACES).long()
-        total = torch.zeros(len(index), dtype=torch.float64, device=index.device)
-        for k in range(draws):
-            stratum = torch.stack([place + k * _PLACES, torch.full_like(index, draws * _PLACES)], dim=1)
-            total += self._nll(batch, Rng(seed, k, index), stratum)
-        return total / draws
+        """Of stratified times, with few draws of the reconstruction."""
+        return allocated_mean(*self._terms(batch), batch.sample_id, seed, draws)
 
-    def _nll(self, batch: Batch, rng: Rng, stratum: Tensor) -> Tensor:
+    def _terms(self, batch: Batch) -> tuple[Callable[[Rng, Tensor], Tensor], Callable[[Rng], Tensor]]:
+        """Draws (B,) of the diffusion term at times of given strata (B, 2), and of reconstruction and prior's divergence."""
         process, table = self.process.measured(), self.vectors()
-        clean = Clean(batch.tokens, F.embedding(batch.tokens, table))
-        noised = process.measure(process, clean.x, batch.target, stratum, rng)
-        predict = self._predictor(batch, process, table)
-        nats = process.nelbo_at(predict(noised.xt, noised.t), clean, noised.xt, noised.t, batch.target).double() * noised.weight[:, None]
-        ends = process.boundary(predict, clean, batch.target, rng.draw(1), process.t_min).double()
-        return (nats + ends).sum(1)
+        clean, predict = Clean(batch.tokens, F.embedding(batch.tokens, table)), self._predictor(batch, process, table)
+
+        def diffusion(rng: Rng, stratum: Tensor) -> Tensor:
+            noised = process.measure(process, clean.x, batch.target, stratum, rng)
+            nats = process.nelbo_at(predict(noised.xt, noised.t), clean, noised.xt, noised.t, batch.target).double()
+            return (nats * noised.weight[:, None]).sum(1)
+
+        def ends(rng: Rng) -> Tensor:
+            return process.boundary(predict, clean, batch.target, rng.draw(1), process.t_min).double().sum(1)
+
+        return diffusion, ends
 
     def calls(self, draws: int) -> int:
-        """Two for each draw, twice as many with self-conditioning."""
-        return draws * (4 if self.spec.self_conditioning else 2)
+        """One for each draw of either term, two with self-conditioning."""
+        return (draws + readings(draws)) * (2 if self.spec.self_conditioning else 1)
