@@ -104,7 +104,7 @@ Command = (
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the `textdiff` command."""
     words = sys.argv[1:] if argv is None else list(argv)
-    command = parse(Command, words, "textdiff", description="Measure, compare and sample text diffusion and autoregressive language models.")
+    command = parse(Command, words, "textdiff", description="Measure, compare and sample text diffusion and other language models.")
     guarded(f"textdiff {words[0]}", command.run)
 
 

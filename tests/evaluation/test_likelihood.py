@@ -88,7 +88,7 @@ class Given(torch.nn.Module):
     def calls(self, draws: int) -> int:
         return 1
 
-    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+    def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: object = None) -> Tensor:
         return ((batch.tokens - 1.5) * batch.target).double().sum(1)
 
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, distributed
 
 from textdiff.batch import Batch, Example, collate
+from textdiff.evaluation.pilot import piloted
 from textdiff.models.base import LanguageModel
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
@@ -55,6 +56,8 @@ class Estimator(Protocol):
 class OwnLikelihood:
     """The model's own: exact, or a bound that averages stratified draws."""
 
+    pilot: Any = None  # what the model's estimator was told beforehand
+
     def rules(self, model: LanguageModel) -> str:
         """Nothing to add."""
         return ""
@@ -69,7 +72,11 @@ class OwnLikelihood:
 
     def __call__(self, model: LanguageModel, batch: Batch, seed: int, draws: int) -> Tensor:
         """(B, 1) nats."""
-        return model.mean_nll(batch, seed, draws if model.nll_is_bound else 1)[:, None]
+        return model.mean_nll(batch, seed, draws if model.nll_is_bound else 1, self.pilot)[:, None]
+
+    def after_a_pilot(self, model: LanguageModel, examples: Sequence[Example], seed: int, draws: int) -> Self:
+        """The same, told of the model by some of the examples."""
+        return replace(self, pilot=piloted(model, examples, seed, draws)[0])
 
 
 OWN = OwnLikelihood()
@@ -139,7 +146,8 @@ def likelihood(
     """The likelihood of `examples` under a model; a bound averages `draws` stratified draws for each sequence. Another `estimator` gives
     the nats in the place of the model's own. `rules` say how the examples were made.
 
-    Noise is keyed by the example's index, so neither the batch size nor the number of processes changes the result beyond rounding.
+    Some models are told of themselves by a pilot first, at most 64 network calls for all, which `forwards_per_sequence` leaves out. Noise
+    is keyed by the example's index, so neither the batch size nor the number of processes changes the result beyond rounding.
     With torch.distributed running, each process scores its share and all return the same numbers. Raises ValueError when there is
     nothing to score, or when the estimator is not for the model, and EvaluationStopped when `should_stop` says so.
     """
@@ -171,6 +179,8 @@ def _scored(
     order = sorted(range(rank, len(examples), world), key=lambda i: len(examples[i].tokens))
     was_training = model.training
     model.eval()
+    if isinstance(estimator, OwnLikelihood) and model.nll_is_bound:
+        estimator = estimator.after_a_pilot(model, examples, seed, draws)
     rows: list[Row] = []
     most = -(-len(examples) // world)  # every process makes as many rounds, because `should_stop` may be a collective call
     try:

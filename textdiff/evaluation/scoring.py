@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from textdiff.batch import Example, collate
 from textdiff.evaluation.collective import everyones, from_first, rank_and_world
 from textdiff.evaluation.likelihood import EvaluationStopped
+from textdiff.evaluation.pilot import Piloted, piloted
 from textdiff.evaluation.raw import Found, Raw
 from textdiff.evaluation.statistics import FEWEST_DOCUMENTS
 from textdiff.evaluation.stopping import MOST_ROUNDS, Errors, looks, outcome
@@ -94,11 +95,12 @@ class Scoring:
         self.raw, self.progress, self.should_stop = raw, progress, should_stop
         self._found: Found = from_first(lambda: {} if raw is None else dict(raw.found))
         self.nats: NDArray[np.float64] = np.zeros((0, len(rows.text_of)))
+        self._pilot = piloted(model, rows.examples, seed, draws) if model.nll_is_bound else Piloted(None, 0)
 
     @property
     def forwards(self) -> int:
         """Network calls, a row being one."""
-        return int((~np.isnan(self.nats)).sum()) * self.model.calls(self.draws)
+        return int((~np.isnan(self.nats)).sum()) * self.model.calls(self.draws) + self._pilot.calls
 
     def run(self, target_se: float | None) -> tuple[NDArray[np.int64], str]:
         """The numbers of the texts that were scored, and what became of the target; raises EvaluationStopped."""
@@ -156,7 +158,7 @@ class Scoring:
         examples = [self.rows.examples[i] for i in index]
         device = next(self.model.parameters()).device
         batch = collate(examples, pad_id=self.model.vocab.pad_id or 0, sample_id=index).to(device)
-        nats: list[float] = self.model.mean_nll(batch, _seed(self.seed, round_number), self.draws).tolist()
+        nats: list[float] = self.model.mean_nll(batch, _seed(self.seed, round_number), self.draws, self._pilot.told).tolist()
         return nats
 
     def _tell(self) -> None:

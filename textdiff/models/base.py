@@ -14,6 +14,8 @@ from textdiff.batch import Batch
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
+PILOT_DRAWS = 4  # network calls of a pilot for each of its rows
+
 
 class Loss(NamedTuple):
     """Sums and counts of one micro-batch; the trainer divides, once, by the global token count."""
@@ -84,7 +86,12 @@ class LanguageModel(PreTrainedModel):
         """Network calls that `mean_nll` makes for each sequence."""
         return draws if self.nll_is_bound else 1
 
-    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+    def pilot(self, batch: Batch, seed: int, draws: int) -> Any:
+        """What `mean_nll` of so many draws is told of the model beforehand, from `PILOT_DRAWS` calls for each row on noise that no score
+        uses; None where there is nothing to tell. It changes the spread of a bound, never its mean."""
+        return None
+
+    def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: Any = None) -> Tensor:
         """(B,) nats over the target tokens: the mean of `draws` stratified draws, each keyed by (seed, draw, sample)."""
         total = torch.zeros(len(batch.tokens), dtype=torch.float64, device=batch.tokens.device)
         for k in range(draws):

@@ -13,10 +13,10 @@ from textdiff.backbones.attention_masks import apart, positions
 from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
-from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.base import PILOT_DRAWS, LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.block import Network, PairedPredictor, Rows
 from textdiff.models.generation import TextDiffusionGenerationMixin
-from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts
+from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts, Profile, pilot
 from textdiff.models.objective import Bound, BoundAndCrossEntropy, CrossEntropy, Dynamic, Objective
 from textdiff.models.parameterisation import LeaveOneOut, Parameterisation, Score
 from textdiff.models.self_conditioning import conditioned
@@ -35,6 +35,8 @@ from textdiff.samplers.base import Sampler
 from textdiff.samplers.blockwise import Blockwise
 from textdiff.samplers.rates import Analytic
 from textdiff.vocab import Vocab
+
+_PILOT = 2**31 - 1  # the step of its noise, which is nobody else's
 
 
 class DiscreteConfig(TextDiffConfig):
@@ -213,11 +215,17 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         pred = self.predictor(batch)(noised.xt, noised.t)
         return Bound()(self.process, pred, clean, noised, batch.target)[1].double().sum(1)
 
-    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+    def pilot(self, batch: Batch, seed: int, draws: int) -> Profile | None:
+        """What masked tokens cost, by the share of them, where counts of masks are importance-sampled."""
+        if not isinstance(self.process, Masked) or draws < FEWEST_DRAWS:
+            return None
+        return pilot(self, batch, Rng(seed, _PILOT, batch.sample_id), PILOT_DRAWS)
+
+    def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: Profile | None = None) -> Tensor:
         """From importance-sampled counts of noised tokens, whose standard error is smaller for as many network calls."""
         rng = Rng(seed, 0, batch.sample_id)
         if isinstance(self.process, Masked) and draws >= FEWEST_DRAWS:
-            return MaskCounts(draws)(self, batch, rng)
+            return MaskCounts(draws, pilot)(self, batch, rng)
         if isinstance(self.process, Interpolating) and draws >= FEWEST_DRAWS:
             return TouchedCounts(draws)(self, batch, rng)
         return super().mean_nll(batch, seed, draws)

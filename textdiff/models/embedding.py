@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -274,7 +275,7 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
         return diffusion(rng, torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)) + ends(rng)
 
     @torch.no_grad()
-    def mean_nll(self, batch: Batch, seed: int, draws: int) -> Tensor:
+    def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: Any = None) -> Tensor:
         """Of stratified times, with few draws of the reconstruction."""
         return allocated_mean(*self._terms(batch), batch.sample_id, seed, draws)
 

@@ -46,7 +46,7 @@ class Profile:
     @classmethod
     def fitted(cls, k: Tensor, n: Tensor, nats: Tensor) -> Self:
         """To draws (N,) with `k` of `n` masked that cost `nats` in all, by least squares, a masked token counting as one."""
-        seen = k > 0
+        seen = (k > 0) & nats.isfinite()  # a token that no model writes costs infinitely much, and must not be told of all others
         k, n, nats = k[seen].double(), n[seen].double(), nats[seen].double()
         terms = _terms(k / n)
         normal = (terms * k[:, None]).T @ terms
