@@ -6,7 +6,7 @@ from tests.data.texts import byte_level, documents, without_ends, word_piece
 from tests.models.tiny import autoregressive
 from textdiff.data.readers import Pair
 from textdiff.data.tokenizer import train_tokenizer
-from textdiff.evaluation.identity import texts_digest, tokenizer_digest, weights_digest
+from textdiff.evaluation.identity import model_digest, texts_digest, tokenizer_digest
 
 
 def test_texts_are_told_apart_by_their_content_and_their_order() -> None:
@@ -33,9 +33,9 @@ def test_tokenizers_are_one_where_they_cut_every_text_alike() -> None:
 
 def test_weights_are_told_apart_after_the_smallest_step() -> None:
     one, same = autoregressive(), autoregressive()
-    assert weights_digest(one) == weights_digest(same) != weights_digest(autoregressive(seed=1))
-    assert weights_digest(one) != weights_digest(autoregressive().float())
+    assert model_digest(one) == model_digest(same) != model_digest(autoregressive(seed=1))
+    assert model_digest(one) != model_digest(autoregressive().float())
     with torch.no_grad():
         for parameter in same.parameters():
             parameter.mul_(1 + 1e-12)
-    assert weights_digest(one) != weights_digest(same)
+    assert model_digest(one) != model_digest(same)

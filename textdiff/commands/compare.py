@@ -142,7 +142,8 @@ class Compare:
             raise ValueError(f"{out} is a file: give the comparison a folder of its own with --out")
         try:
             (out / "likelihood").mkdir(parents=True, exist_ok=True)
-            _write(out / "notes.json", {"title": self._title(), "command": self._command(), "rules": [], "tables": []})
+            if not (out / "notes.json").exists():  # what a finished comparison says stays until there is something else to say
+                _write(out / "notes.json", {"title": self._title(), "command": self._command(), "rules": [], "tables": []})
         except OSError as error:
             raise ValueError(f"cannot write to the output folder {out}: {error}; choose another with --out") from error
         return out

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 # Of a recipe, what does not make another model of it.
 _FREE = re.compile(
-    r"recipe\.(out|train\.(seed|resume|max_seconds|keep|log_every|checkpoint_every|evaluate_every|accumulation)|(evaluation|scoring)\..*)"
+    r"recipe\.(out|train\.(seed|resume|keep|log_every|checkpoint_every|evaluate_every|accumulation)|(evaluation|scoring)\..*)"
 )
 
 

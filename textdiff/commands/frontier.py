@@ -101,13 +101,13 @@ class Frontier:
         """Every model opened once and every sampler tried on it, before any time is spent on drawing."""
         from textdiff.commands.contenders import opened, short_names
         from textdiff.commands.unprompted import blank_text, ways_of
-        from textdiff.evaluation.identity import tokenizer_digest, weights_digest
+        from textdiff.evaluation.identity import model_digest, tokenizer_digest
 
         found = []
         for place, name in zip(self.models, short_names(self.models), strict=True):
             model = opened(place)
             ways = ways_of(model, place, blank_text(model, place, self.length), self.samplers)
-            found.append(Writer(name, place, ways, model.tokenizer, tokenizer_digest(model.tokenizer), weights_digest(model)))
+            found.append(Writer(name, place, ways, model.tokenizer, tokenizer_digest(model.tokenizer), model_digest(model)))
         idle = [words for words in self.samplers if not any(words in writer.ways for writer in found)]
         if idle:
             raise ValueError(f"{idle[0]} suits none of {', '.join(self.models)}: leave it out, or name a model for it")
@@ -128,7 +128,7 @@ class Frontier:
     def _judging(self, writers: Sequence[Writer], scorer: "Scorer") -> Judging:
         from textdiff.commands.compared_texts import compared_texts
         from textdiff.evaluation.frontier import held_out
-        from textdiff.evaluation.identity import weights_digest
+        from textdiff.evaluation.identity import model_digest
 
         found = compared_texts(self.data, self.columns, self.split, "none", 0, None)
         documents = [text for text in found.texts if isinstance(text, str)]
@@ -136,7 +136,7 @@ class Frontier:
             raise ValueError(f"{self.data} holds prompts with responses, and samples are compared with documents: name the text column")
         real = {writer.cut: held_out(documents, writer.tokenizer, self.length, self.texts) for writer in writers}
         settings = {
-            "scorer_weights": weights_digest(scorer.model),
+            "scorer_weights": model_digest(scorer.model),
             "data": found.description,
             **{name: getattr(self, name) for name in ("texts", "length", "batch_size", "seed")},
             "mauve": None if self.mauve is None else str(self.mauve),

@@ -72,6 +72,8 @@ def _other_rules(a: Measurement, b: Measurement) -> str | None:
     if (a.rules.start is None) != (b.rules.start is None):
         without = a if a.rules.start is None else b
         return f"{without.model} has no token to stand before a text, so the first of each counts for the other alone"
+    if a.rules.start is None and a.tokenizer != b.tokenizer:
+        return "neither has a token to stand before a text, and the first one of each, which does not count, is not the same for both"
     return None
 
 

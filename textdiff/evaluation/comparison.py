@@ -9,7 +9,20 @@ from typing import Any, NamedTuple
 from textdiff.evaluation import seeds
 from textdiff.evaluation.comparability import Claim, claim, refusal, words_defined
 from textdiff.evaluation.measurement import Measurement
-from textdiff.evaluation.statistics import UNITS, Difference, Estimate, adjusted, common, difference, nats_per, ratio, restricted
+from textdiff.evaluation.statistics import (
+    FEWEST_DOCUMENTS,
+    UNITS,
+    Difference,
+    Estimate,
+    adjusted,
+    common,
+    difference,
+    drawn,
+    independent,
+    nats_per,
+    ratio,
+    restricted,
+)
 
 RESAMPLES = 9_999  # the smallest p-value is 1 / 10,000, which leaves room for the adjustment of many pairs
 FEWEST_SEEDS = 3  # that a claim about a family needs
@@ -83,6 +96,7 @@ class Pairing(NamedTuple):
     nats: dict[str, Difference]  # per unit in which they can be compared
     refused: dict[str, str]  # the reason for each other unit
     between: dict[str, seeds.Gap] | None = None  # of families: the same over training seeds, per unit
+    both: seeds.Gap | None = None  # of families: over seeds and texts at once, in the unit of the test
     enough: bool = True  # seeds for a claim
     p: float = math.nan  # adjusted for the pairs beside it
 
@@ -93,6 +107,8 @@ class Pairing(NamedTuple):
             return Claim(None, f"not comparable: {self.refused[TESTED]}")
         if not self.enough:
             return Claim(None, f"no claim: a family needs {FEWEST_SEEDS} training seeds")
+        if drawn(self.a) == "passage" and all(score.document is not None for score in self.a.scores):
+            return Claim(None, f"no claim: passages of fewer than {FEWEST_DOCUMENTS} documents are not independent")
         return claim(self.a, self.b, self.nats[TESTED], self.p)
 
     def as_dict(self) -> dict[str, Any]:
@@ -108,14 +124,25 @@ def pairings(measurements: Sequence[Measurement], resamples: int = RESAMPLES) ->
 
 
 def family_pairings(families: Sequence[Family], resamples: int = RESAMPLES) -> list[Pairing]:
-    """Every pair of families. A claim speaks of further seeds and of further texts: it needs both tests, so the larger p-value counts."""
+    """Every pair of families. A claim speaks of further seeds and of further texts, so its test has the errors of both."""
     found = []
     for one, other in combinations(families, 2):
+        texts = common(*one.runs, *other.runs)  # both errors must be of the same texts
+        one, other = (replace(family, runs=tuple(restricted(run, texts) for run in family.runs)) for family in (one, other))
         a, b = one.averaged(), other.averaged()
         nats, refused = _differences(a, b, resamples)
         between = {per: seeds.gap(one.values(per), other.values(per)) for per in nats}
-        found.append(Pairing(a, b, nats, refused, between, min(len(one.runs), len(other.runs)) >= FEWEST_SEEDS))
+        enough = min(len(one.runs), len(other.runs)) >= FEWEST_SEEDS
+        found.append(Pairing(a, b, nats, refused, between, _both(one, other, nats), enough))
     return _adjusted(found)
+
+
+def _both(one: Family, other: Family, nats: Mapping[str, Difference]) -> seeds.Gap | None:
+    """The test over seeds with the error of the texts, which all runs have in common, added."""
+    if TESTED not in nats or not math.isfinite(nats[TESTED].error):
+        return None
+    texts = seeds.Further(nats[TESTED].error, independent(one.runs[0]) - 1)
+    return seeds.gap(one.values(TESTED), other.values(TESTED), further=texts)
 
 
 def _differences(a: Measurement, b: Measurement, resamples: int) -> tuple[dict[str, Difference], dict[str, str]]:
@@ -130,11 +157,12 @@ def _adjusted(found: Sequence[Pairing]) -> list[Pairing]:
 
 
 def _p(pairing: Pairing) -> float:
-    """Of the tests that a claim needs; nan where none may be made."""
+    """Of the test that a claim needs; nan where none may be made."""
     if TESTED not in pairing.nats or not pairing.enough:
         return math.nan
-    p = pairing.nats[TESTED].p
-    return p if pairing.between is None else max(p, pairing.between[TESTED].p)
+    if pairing.between is None:
+        return pairing.nats[TESTED].p
+    return math.nan if pairing.both is None else pairing.both.p
 
 
 def _plain(found: Mapping[str, Numbers]) -> dict[str, dict[str, float | None]]:

@@ -9,9 +9,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from textdiff.data.readers import Pair
+from textdiff.models.base import LanguageModel
 
 _LENGTH = 16  # hexadecimal digits
 _PROBES = 1024  # numbers read of each tensor
+_ESTIMATORS = 2  # raised when a model's `mean_nll` gives other numbers than before, so that they are not mixed with old ones
 
 
 def texts_digest(texts: Sequence[str] | Sequence[Pair]) -> str:
@@ -32,9 +34,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:_LENGTH]
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Of names, shapes, types and evenly spaced numbers of all weights: a step of training changes it, and no large model is read whole."""
-    digest = hashlib.sha256()
+def model_digest(model: nn.Module) -> str:
+    """Of what the model does with its weights (process, reading, shift), of how its likelihood is estimated, and of names, shapes, types
+    and evenly spaced numbers of all weights: a step of training changes it, and no large model is read whole.
+    """
+    does = json.dumps([model.config.spec, model.config.vocab], sort_keys=True) if isinstance(model, LanguageModel) else ""
+    digest = hashlib.sha256(f"{_ESTIMATORS} {does}".encode())
     for name, weight in model.state_dict().items():
         flat = weight.detach().flatten()
         places = torch.linspace(0, max(0, flat.numel() - 1), min(_PROBES, flat.numel()), dtype=torch.float64).long()

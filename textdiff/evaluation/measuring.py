@@ -16,7 +16,7 @@ from textdiff.data.collate import Pairs
 from textdiff.data.readers import Pair
 from textdiff.data.windows import Extent, Windows
 from textdiff.evaluation.collective import from_first
-from textdiff.evaluation.identity import texts_digest, tokenizer_digest, weights_digest
+from textdiff.evaluation.identity import model_digest, texts_digest, tokenizer_digest
 from textdiff.evaluation.measurement import Measurement, Rules, TextScore
 from textdiff.evaluation.raw import Raw, check_same
 from textdiff.evaluation.scoring import Plan, Rows, Running, Scoring
@@ -130,7 +130,7 @@ def _unmeasured(model: LanguageModel, name: str, data: Texts, settings: Settings
         forwards=0,
         seed=settings.seed,
         training_seed=training_seed,
-        weights=weights_digest(model),
+        weights=model_digest(model),
         target_se=settings.target_se,
     )
 

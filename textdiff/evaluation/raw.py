@@ -54,6 +54,8 @@ class Raw:
             begun, *rows = [json.loads(line) for line in lines]
             before = begun["unfinished"]
             self.found = {(row["round"], row["batch"]): row["nats"] for row in rows}
+            if not isinstance(before, dict) or not all(isinstance(nats, list) for nats in self.found.values()):
+                raise TypeError("not as it was written")
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{self.path} does not hold an unfinished measurement ({error}): remove it") from error
         check_same(self.path, before, head)
@@ -68,6 +70,7 @@ def check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     """Raise ValueError, naming the first difference, unless what a file was begun with is what is asked for now."""
     for name, value in now.items():
         if isinstance(value, Mapping):
-            check_same(path, before.get(name, {}), value)
+            inner = before.get(name)
+            check_same(path, inner if isinstance(inner, Mapping) else {}, value)
         elif before.get(name) != value:
             raise ValueError(f"{path} holds a measurement with {name} {before.get(name)!r}, not {value!r}: remove it, or name another file")

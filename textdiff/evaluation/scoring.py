@@ -159,6 +159,10 @@ class Scoring:
         device = next(self.model.parameters()).device
         batch = collate(examples, pad_id=self.model.vocab.pad_id or 0, sample_id=index).to(device)
         nats: list[float] = self.model.mean_nll(batch, _seed(self.seed, round_number), self.draws, self._pilot.told).tolist()
+        if any(math.isnan(value) for value in nats):
+            raise ValueError(
+                f"{type(self.model).__name__} gives a text nan nats: its weights, or the type they are computed in, are broken"
+            )
         return nats
 
     def _tell(self) -> None:

@@ -32,18 +32,28 @@ class Gap(NamedTuple):
     p: float
 
 
-def gap(a: Sequence[float], b: Sequence[float], level: float = 0.95) -> Gap:
+class Further(NamedTuple):
+    """An error that all runs have in common, such as that of the texts they are measured on."""
+
+    error: float
+    degrees: int
+
+
+def gap(a: Sequence[float], b: Sequence[float], level: float = 0.95, further: Further | None = None) -> Gap:
     """The mean of `a` less that of `b` by Welch's t-test, which takes the runs of each family as independent normal draws of one law.
 
-    Degrees of freedom are estimated and rounded down. nan for a family of one run, whose spread is not known.
+    With `further` the variance of another, independent error is added: the test is then of both at once. Degrees of freedom are estimated
+    (Satterthwaite) and rounded down. nan for a family of one run, whose spread is not known.
     """
     apart = mean(a) - mean(b)
     if min(len(a), len(b)) < 2:
         return Gap(apart, math.nan, math.nan)
-    parts = [stdev(values) ** 2 / len(values) for values in (a, b)]
+    of = [(stdev(values) ** 2 / len(values), len(values) - 1) for values in (a, b)]
+    of += [] if further is None else [(further.error**2, further.degrees)]
+    parts = [part for part, _ in of]
     if sum(parts) == 0:
         return Gap(apart, 0.0, float(apart == 0))
-    degrees = sum(parts) ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, (a, b), strict=True))
+    degrees = sum(parts) ** 2 / sum(part**2 / free for part, free in of)
     n, error = math.floor(degrees + 1e-9), math.sqrt(sum(parts))
     return Gap(apart, quantile((1 + level) / 2, n) * error, 1 - _central(abs(apart) / error, n))
 

@@ -101,6 +101,13 @@ def drawn(measurement: Measurement) -> str:
     return "document" if None not in documents and len(documents) >= FEWEST_DOCUMENTS else measurement.rules.unit
 
 
+def independent(measurement: Measurement) -> int:
+    """How many documents or texts resamples are drawn from."""
+    if drawn(measurement) == measurement.rules.unit:
+        return len(measurement.scores)
+    return len({score.document for score in measurement.scores})
+
+
 def _summed(measurement: Measurement, x: Vector, y: Vector) -> tuple[Vector, Vector]:
     """Sums over the texts of each document, where documents are drawn, and over groups of what is drawn, where there is very much of it."""
     if drawn(measurement) != measurement.rules.unit:
@@ -136,7 +143,7 @@ def _interval(x: Vector, y: Vector, resamples: int, seed: int) -> tuple[float, f
         raise ValueError(f"resamples is {resamples}, expected 100 or more: an interval of 95 % is read from their tails")
     value = math.fsum(x) / math.fsum(y)
     n = len(x)
-    if n < 2:
+    if n < 2 or not math.isfinite(value):
         return value, math.nan, math.nan, math.nan, math.nan
     residual = x - value * y  # sums to 0, which keeps the resampled sums from cancelling
     spread = math.sqrt(n / (n - 1) * float(residual @ residual)) / float(y.sum())
@@ -144,7 +151,7 @@ def _interval(x: Vector, y: Vector, resamples: int, seed: int) -> tuple[float, f
         return value, 0.0, value, value, 1.0 if value == 0 else 1 / (resamples + 1)
     shift, t = _resampled(residual, y, resamples, seed)
     t = numpy.abs(t)
-    reach = float(numpy.quantile(t, _LEVEL, method="inverted_cdf")) * spread
+    reach = float(numpy.sort(t)[min(math.ceil(_LEVEL * (resamples + 1)), resamples) - 1]) * spread  # as p counts them
     p = (1 + int((t >= abs(value) / spread).sum())) / (resamples + 1)
     return value, float(shift.std()), value - reach, value + reach, p
 
