@@ -4,9 +4,14 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.data.texts import byte_level, documents, without_ends, word_piece
 from tests.models.tiny import autoregressive
+from textdiff.backbones.transformer import TransformerConfig
 from textdiff.data.readers import Pair
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.evaluation.identity import model_digest, texts_digest, tokenizer_digest
+from textdiff.models.discrete import Discrete
+from textdiff.processes.block import Block
+from textdiff.processes.masked import Masked
+from textdiff.vocab import Vocab
 
 
 def test_texts_are_told_apart_by_their_content_and_their_order() -> None:
@@ -39,3 +44,14 @@ def test_weights_are_told_apart_after_the_smallest_step() -> None:
         for parameter in same.parameters():
             parameter.mul_(1 + 1e-12)
     assert model_digest(one) != model_digest(same)
+
+
+def test_the_same_weights_read_otherwise_are_another_model() -> None:
+    trunk = TransformerConfig(width=16, layers=1, heads=2, max_length=16)
+    vocab = Vocab(size=8, tokens=8, mask_id=7)
+    built = []
+    for spec in (Discrete(backbone=trunk), Discrete(backbone=trunk, shift=True), Discrete(process=Block(Masked(), 4), backbone=trunk)):
+        torch.manual_seed(0)
+        built.append(spec.build(vocab))
+    assert all(torch.equal(a, b) for a, b in zip(built[0].parameters(), built[1].parameters(), strict=True))
+    assert len({model_digest(model) for model in built}) == 3

@@ -251,3 +251,14 @@ def test_what_cannot_be_measured_is_refused() -> None:
     for wrong in ({"draws": 0}, {"batch_size": 0}, {"target_se": 0.0}, {"target_se": math.nan}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is .*, expected"):
             Settings(**wrong)  # type: ignore[arg-type]
+
+
+class Broken(Given):
+    def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: object = None) -> Tensor:
+        return super().mean_nll(batch, seed, draws) * float("nan")
+
+
+def test_a_model_with_broken_weights_is_no_model_to_compare() -> None:
+    model: Any = Broken()
+    with pytest.raises(ValueError, match="Broken gives a text nan nats"):
+        measure(model, "x", DOCUMENTS, SHORT)
