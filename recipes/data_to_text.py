@@ -14,6 +14,23 @@ put in other words. BLEU and ROUGE-L are against all texts that people wrote for
 The presets are diffuseq, genie, modern, latent (which draw vectors), masked, uniform (tokens) and autoregressive (the rival): the same
 pairs, tokenizer and steps, around one trunk. They are not of equal size: genie and latent give half of the trunk's layers to an encoder of
 the prompt, latent has an autoencoder besides, and the table says how many parameters each has.
+
+Measured on E2E's development set alone (devset, 4,672 texts of 547 prompts, split by the hash of the prompt: 27 test prompts, so errors are
+large), one seed, 2,000 steps of 32 pairs under `ACCELERATE_MIXED_PRECISION=bf16`, `--scoring.candidates 5 --scoring.test-limit 200`:
+
+                         BLEU            ROUGE-L         stated, %        NFE
+    autoregressive       65.56 ± 3.76    71.76 ± 2.88     97.80 ± 1.25     28
+      MBR of 5           67.91 ± 3.13    71.18 ± 2.46     98.85 ± 0.80    139
+    masked               19.53 ± 2.65    48.19 ± 2.54     39.89 ± 3.63     20
+      MBR of 5           30.09 ± 2.73    53.31 ± 2.07     49.34 ± 4.20    100
+    modern               18.19 ± 1.84    47.09 ± 1.26     43.16 ± 3.37     20
+      MBR of 5           24.52 ± 1.87    47.22 ± 1.53     42.95 ± 3.98    100
+    genie                15.09 ± 1.56    43.22 ± 1.79     50.81 ± 4.63     20
+      MBR of 5           26.24 ± 1.87    46.38 ± 1.56     49.91 ± 3.74    100
+    the prompt copied     8.45 ± 0.77    50.10 ± 1.78    100.00 ± 0.00
+
+diffuseq, latent and uniform have no finished run. As in translation, diffusion is far behind at this budget: the autoregressive model
+copies its attributes after 500 steps (93.9 % stated on validation prompts), masked states 24.5, 43.7, 43.8 and 46.0 % after 500 to 2,000.
 """
 
 import math
