@@ -31,7 +31,7 @@ def run(words: list[str]) -> None:
     if words[0] == "python" and words[1].startswith("recipes/"):
         name = Path(words[1]).stem
         data = [] if "--data" in words or name in QUICK else ["--data", "texts"]
-        small = [] if name == "compare_families" else SMALL  # whose trunk is an option of its own
+        small = ["--families", "autoregressive", "masked", "--data", "texts"] if name == "compare_families" else SMALL
         recipe(name, words[2], *QUICK.get(name, TINY), *small, *data, *words[3:])
     elif words[:3] == ["python", "-m", "pytest"]:
         assert importlib.util.find_spec("pytest") is not None
