@@ -14,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from textdiff.commands.bench import Bench
+from textdiff.commands.choose import Choose
 from textdiff.commands.compare import Compare
 from textdiff.commands.frontier import Frontier
 from textdiff.commands.generate import Generate
@@ -94,6 +95,7 @@ Command = (
     Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Choose, tyro.conf.subcommand("choose")]
     | Annotated[Frontier, tyro.conf.subcommand("frontier")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Speculate, tyro.conf.subcommand("speculate")]

@@ -1,0 +1,97 @@
+"""`textdiff choose MODEL --data FILE`: multiple-choice accuracy of any checkpoint."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from textdiff.commands.device import device_named
+
+if TYPE_CHECKING:
+    from textdiff.batch import Example
+    from textdiff.evaluation.choices import Question
+
+_USUAL_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class Choose:
+    """Multiple-choice accuracy: how often a model gives the right answer fewer nats than the wrong ones."""
+
+    model: tyro.conf.Positional[str]
+    """Run folder, checkpoint folder, or hub id."""
+    data: Path
+    """A jsonl file of rows with context (or prompt, or question), choices, and answer: its number from 0, its text or its letter."""
+    draws: int = 16
+    """Draws for each choice's bound; an exact likelihood takes one."""
+    batch_size: int = 32
+    """Rows at a time; the result does not depend on it."""
+    limit: int | None = None
+    """Answer only so many questions, the first ones."""
+    seed: int = 0
+    """Seed of the bound's noise."""
+    device: str | None = None
+    """cpu, cuda, ... (default: a GPU when there is one)."""
+    json: Path | None = None
+    """Also write the numbers here."""
+
+    def run(self) -> None:
+        """Print the accuracies; write them as json when asked."""
+        from rich.console import Console
+
+        from textdiff.commands.contenders import opened
+        from textdiff.evaluation.choices import Continued, read_questions, scored
+        from textdiff.report import print_labelled, scoring
+
+        for name, value in (("limit", self.limit), ("draws", self.draws), ("batch_size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        questions = read_questions(self.data)[: self.limit]
+        device = device_named(self.device)
+        model = opened(self.model)
+        rows = self._pairs(model) or Continued(model)
+        model.to(device)  # type: ignore[arg-type]
+        with scoring() as bar:
+            found = scored(model, questions, rows, self.draws, self.batch_size, self.seed, bar)
+        console = Console(highlight=False)
+        print_labelled(console, "model", self.model)
+        print_labelled(console, "data", f"{self.data}, {found.questions:,} questions, {100 * found.chance:.1f} % by chance")
+        by_unit = {
+            "nats of a choice (acc)": found.total,
+            "nats per byte (acc_norm)": found.per_byte,
+            "nats per token": found.per_token,
+        }
+        for by, share in by_unit.items():
+            console.print(f"right   {100 * share.value:5.1f} ± {100 * share.error:.1f} %  by {by}", soft_wrap=True)
+        kind = f"each likelihood is {'exact' if found.kind == 'exact' else f'an {found.kind}'}"
+        noise = [f"{self.draws} draws, the same noise for all choices of a question"] if found.kind != "exact" else []
+        how = "rows as in the model's training, EOS included"
+        if isinstance(rows, Continued):
+            how = f"no EOS; {rows.shortened} rows lost the beginning of their context"
+        print_labelled(console, "counted", kind, *noise, how, "± is one standard error over questions")
+        if self.json is not None:
+            self.json.write_text(json.dumps({"model": self.model, "data": str(self.data), **asdict(found)}, indent=2) + "\n")
+            print(f"wrote {self.json}")
+
+    def _pairs(self, model: Any) -> "Callable[[Question], Sequence[Example]] | None":
+        """The rows of a model that was trained on pairs, or has an encoder; None for another."""
+        from textdiff.commands.pair_rows import PairReader
+        from textdiff.data.readers import Pair
+        from textdiff.decoding import has_encoder
+
+        reader = PairReader.of(model, self.model, None, min(_USUAL_LENGTH, model.max_length))
+        if reader.shape is None and not has_encoder(model):
+            return None
+
+        def rows(question: "Question") -> "Sequence[Example]":
+            pairs = [Pair(question.context, choice) for choice in question.choices]
+            if len(reader.fitting(pairs)) < len(pairs):
+                raise ValueError(
+                    f"the question {question.context[:40]!r} or a choice of it is longer than what {self.model} was trained on"
+                )
+            return list(reader.rows(pairs))
+
+        return rows
