@@ -86,7 +86,7 @@ def test_tables_rank_families_and_say_what_seeds_allow(tmp_path: Path) -> None:
         assert len(tables) == titles
         rows = [dict(zip(tables[0].columns, row, strict=True)) for row in tables[0].rows]
         assert [row["family"] for row in rows] == ["better", "worse"]
-        assert [row["parameters"] for row in rows] == ["12", "11"]
+        assert [row["trained parameters"] for row in rows] == ["12", "11"]
         assert all(row["steps"] == "7" and row["training tokens"] == "70" for row in rows)
         assert float(rows[0]["seconds"]) == pytest.approx(sum(7 / (1 + seed) for seed in range(seeds)) / seeds, abs=0.06)
         if seeds == 1:
@@ -115,7 +115,7 @@ def test_every_character_is_scored_once_in_passages_that_fit_and_the_table_says_
         estimate = ratio(found[f"{family}-0"], "tokens")
         assert shown[family]["nats/token"].startswith(f"{estimate.value:.4f} ± ")
         assert shown[family]["kind"] == found[f"{family}-0"].kind
-        assert shown[family]["parameters"] == f"{trained_parameters(textdiff.load(f'out/equal-tokens/{family}-0')):,}"
+        assert shown[family]["trained parameters"] == f"{trained_parameters(textdiff.load(f'out/equal-tokens/{family}-0')):,}"
     for name in ("curves", "profile", "frontier", "samples"):
         models = {line.get("run", line.get("model")) for line in map(json.loads, Path(f"out/{name}.jsonl").read_text().splitlines())}
         assert {"autoregressive-0", "latent-0"} <= models, name
@@ -231,3 +231,9 @@ def test_all_families_together() -> None:
     for table in notes["tables"]:
         assert {row[0] for row in table["rows"]} == set(FAMILIES)
         assert {row[table["columns"].index("kind")] for row in table["rows"]} == {"exact", "upper bound"}
+
+
+def test_a_time_limit_ends_in_one_line_and_no_table(capsys: Any) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        compare("--families", "autoregressive", "--train.steps", "4000", "--train.max-seconds", "0.5", "--data", "texts")
+    assert "the time limit stopped autoregressive at step" in capsys.readouterr().err

@@ -72,7 +72,7 @@ PERPLEXITY = {
     "textdiff perplexity masked --data text.txt --device toaster": "there is no device 'toaster' here",
     "textdiff perplexity masked --data text.txt --json nosuch/numbers.json": "no folder nosuch to write numbers.json into: create it first",
     "textdiff perplexity autoregressive --data text.txt --order left-to-right": "one of its own, in which .* exact: leave the order out",
-    "textdiff perplexity masked --data text.txt --order backwards": "Error parsing --order",
+    "textdiff perplexity masked --data text.txt --order backwards": "invalid choice 'backwards' for argument '--order'",
     "textdiff perplexity masked --data text.txt --order random --orders 0": "orders is 0, expected 1 or more",
     "textdiff perplexity masked --data text.txt --orders 3": "orders is 3 and the order is not random",
     "textdiff perplexity masked --data text.txt --order random --flow-steps 4": "order and flow_steps were both given",
@@ -80,7 +80,7 @@ PERPLEXITY = {
     "textdiff perplexity masked --data text.txt --json nothing": "nothing is a folder: name the json file",
 }
 SPECULATE = {
-    "textdiff speculate --target masked --drafter masked": "masked is a diffusion model, .*: name a causal model as target",
+    "textdiff speculate --target masked --drafter masked": "masked is a diffusion model: name a causal model as target",
     "textdiff speculate --target gpt2 --drafter gpt2": "gpt2 is a causal model: name a diffusion model as drafter",
     "textdiff speculate --target gpt2 --drafter masked": "differ in .* ids, the first 0: .* train the drafter with the target's tokenizer",
     "textdiff speculate --target gpt2 --drafter classifier": "classifier is a classifier, which neither writes text nor scores it",

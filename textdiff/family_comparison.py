@@ -31,7 +31,7 @@ from textdiff.models.sizes import Around, of_size, trained_parameters
 from textdiff.recipe import Evaluation, Recipe, begin, given_tokenizer, run_folder, saver, while_training
 from textdiff.spec import to_plain
 from textdiff.training.loop import train
-from textdiff.training.run import flat
+from textdiff.training.run import first_change, flat, untouched
 from textdiff.training.session import on_main, session
 from textdiff.training.settings import Train
 from textdiff.vocab import Vocab
@@ -174,8 +174,13 @@ class Course(NamedTuple):
         model.tokenizer = self.tokenizer
         on_main(accelerator, lambda: begin(run.folder, recipe, self.tokenizer))
         evaluate, save = while_training(recipe.evaluation, self.data), saver(model, recipe, run.folder)
-        train(accelerator, recipe.train, model, self.data.train, model.vocab.pad_id or 0, run.folder, evaluate, save)
+        steps = train(accelerator, recipe.train, model, self.data.train, model.vocab.pad_id or 0, run.folder, evaluate, save)
         accelerator.free_memory()
+        if steps < run.steps:
+            raise ValueError(
+                f"the time limit stopped {run.family} at step {steps:,} of {run.steps:,}, and runs of unequal length are no comparison: "
+                "go on with --train.resume and a higher limit, or none"
+            )
 
 
 def _course(comparison: FamilyComparison, out: Path, accelerator: Accelerator) -> Course:
@@ -207,7 +212,9 @@ def _check(comparison: FamilyComparison, out: Path) -> None:
         seeds = then["run.seeds"][0], comparison.seeds[0]
     except (yaml.YAMLError, KeyError, TypeError, IndexError) as error:
         raise ValueError(f"{written} does not say how the runs began ({error}): choose another folder with --out") from error
-    changes = [(name, then.get(name), now.get(name)) for name in sorted((now.keys() | then.keys()) - _FREE_TO_CHANGE)]
+    old, new = ({name: value for name, value in record.items() if name not in _FREE_TO_CHANGE} for record in (then, now))
+    changed = first_change(old, new, untouched("run", comparison))
+    changes = [] if changed is None else [(changed, then.get(changed), now.get(changed))]
     for name, before, after in [*changes, ("run.seeds' first", *seeds)]:
         if before != after:
             raise ValueError(

@@ -191,6 +191,7 @@ def _rules(trained: Trained, machine: str) -> list[str]:
     return [
         f"trained parameters, the running mean of an autoencoder not among them, differ by at most {max(sizes) / min(sizes) - 1:.1%}",
         "one tokenizer for all; of a seed the same rows in the same order; each budget has runs and learning-rate schedules of its own",
+        "the highest learning rate is the same for all and was tuned for none",
         f"seconds are measured, of training steps alone ({machine}), means over seeds: a machine that does other work moves them",
         *([f"{', '.join(both)}: one run stands for both budgets, which differ by 5 % of its steps or less"] if both else []),
         f"training seeds: {', '.join(map(str, seeds))}; curves, calibration, samples and their quality are of seed {trained.shown[0].seed} "

@@ -33,7 +33,8 @@ def budget_tables(
     """One table for each budget, the fewest bits per byte first; then, of enough seeds, the pairs of families at each."""
     tokens = paces(at_equal_tokens[0].folder / "log.jsonl")[-1].tokens
     shown = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.2g}"
-    budgets = [(f"{tokens:,} training tokens each", at_equal_tokens), (f"{shown} seconds of training each", at_equal_seconds)]
+    worth = f"steps worth {shown} seconds of training at the pace of the first budget"
+    budgets = [(f"{tokens:,} training tokens each", at_equal_tokens), (worth, at_equal_seconds)]
     tables, pairs = [], []
     for title, runs in budgets:
         groups = {family: [run for run in runs if run.family == family] for family in dict.fromkeys(run.family for run in runs)}
@@ -41,7 +42,7 @@ def budget_tables(
         families.sort(key=lambda family: ratio(family.averaged(), TESTED).value)
         several = len(groups[runs[0].family]) > 1
         rows = [_row(family, groups[family.name], parameters[family.name], several) for family in families]
-        columns = ("family", *_numbers(several), "kind", "parameters", "steps", "training tokens", "seconds")
+        columns = ("family", *_numbers(several), "kind", "trained parameters", "steps", "training tokens", "seconds")
         tables.append(Table(f"{data}, {title}", columns, rows, _FEW if several else _ONE))
         if len(groups[runs[0].family]) >= FEWEST_SEEDS:
             pairs.append(family_pairs(f"{data}, {title}", family_pairings(families)))

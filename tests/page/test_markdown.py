@@ -25,3 +25,8 @@ def test_every_table_reads_back_cell_by_cell(tmp_path: Path) -> None:
         assert block[0] == list(columns)
         assert block[1] == ["---"] * len(columns)
         assert block[2:] == [list(row) for row in rows]
+
+
+def test_what_must_not_be_misread_stands_beside_the_tables(tmp_path: Path) -> None:
+    results = Results.read(comparison(tmp_path / "c", ("autoregressive", "uniform"), ("pydocs",), texts=20))
+    assert "≤ stands before upper bounds: a bound above an exact value does not prove a model worse." in tables(results, sections(results))

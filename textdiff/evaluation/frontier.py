@@ -120,7 +120,9 @@ class Point(Quality):
     def is_cheap(self) -> bool:
         """Whether entropy is well below that of held-out text, so that generative perplexity says little: by more than 0.2 nats and two
         standard errors."""
-        return self.entropy_gap is not None and self.entropy_gap > max(_LOW, 2 * (self.entropy_gap_error or 0.0))
+        if self.entropy_gap is None or self.entropy_gap_error is None:  # of a single text nothing can be told
+            return False
+        return self.entropy_gap > max(_LOW, 2 * self.entropy_gap_error)
 
 
 def pareto(points: Sequence[Point]) -> list[Point]:

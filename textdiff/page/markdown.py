@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from textdiff.evaluation.comparison_tables import Table
-from textdiff.page.characters import in_markdown
+from textdiff.page.characters import in_markdown, safe
 from textdiff.page.results import Results
 from textdiff.page.sections import Section
 
@@ -12,10 +12,11 @@ def tables(results: Results, found: Sequence[Section]) -> str:
     """Every table with its note, below the title and the command."""
     lines = [f"# {in_markdown(results.notes.title or 'Comparison')}", ""]
     if results.notes.command:
-        lines += [f"    {' '.join(results.notes.command.split())}", ""]
+        lines += [f"    {safe(' '.join(results.notes.command.split()))}", ""]
     for section in found:
         if section.tables or section.lines:
             lines += [f"## {in_markdown(section.title)}", ""]
+            lines += [line for words in section.words for line in (in_markdown(words), "")]
         lines += [line for table in section.tables for line in _table(table)]
         lines += [*(f"- {in_markdown(line)}" for line in section.lines), *([""] if section.lines else [])]
     return "\n".join(lines).rstrip() + "\n"

@@ -136,7 +136,9 @@ def first_change(then: Mapping[str, Any], now: Mapping[str, Any], defaults: Set[
         if name in now and name in then:
             if now[name] != then[name]:
                 return name
-        elif name not in defaults or any(name.startswith(f"{known}.") for known in then):  # the latter stood there with another value
+        elif name in then or name not in defaults:
+            return name
+        elif any(name.startswith(f"{known}.") for known in then):  # where now a tree is there was another value
             return name
     return None
 
