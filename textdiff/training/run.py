@@ -136,10 +136,10 @@ def first_change(then: Mapping[str, Any], now: Mapping[str, Any], defaults: Set[
         if name in now and name in then:
             if now[name] != then[name]:
                 return name
-        elif name in then or name not in defaults:
-            return name
-        elif any(name.startswith(f"{known}.") for known in then):  # where now a tree is there was another value
-            return name
+        else:
+            stood = any(name.startswith(f"{known}.") for known in then)  # another value, where now a tree is
+            if stood or name in then or name not in defaults:
+                return name
     return None
 
 
