@@ -36,9 +36,9 @@ At temperature 1 the same command prints for 7 from features 1.91 and 1.28 (1.27
 1.64 and 1.17 (1.16-1.18), prompt lookup 1.02 and 0.96 (0.94-0.98).
 
 At temperature 0 all rows were the same in float32 and in float64. One token of the target costs 6.9 calls of F and 4.8 of D. So small a
-masked drafter loses, which reads the row anew for every draft; features of the target win, and
-are as sure at the last place of a draft as at the first. The target is undertrained (4.40 nats/token where the assistant of one layer has 4.01), so that its text
-repeats itself more than a good model's would, which flatters prompt lookup too.
+masked drafter loses, which reads the row anew for every draft; features of the target win, and are as sure at the last place of a draft
+as at the first. The target is undertrained (4.40 nats/token where the assistant of one layer has 4.01), so that its text repeats itself
+more than a good model's would, which flatters prompt lookup too.
 """
 
 import sys
