@@ -77,6 +77,13 @@ def test_choices_of_a_question_meet_the_same_noise() -> None:
         assert scored(model, [Question("", ("x", "y"), 0)] * 4, lambda question: [same, same], draws=4, seed=seed).chosen == (0, 0, 0, 0)
 
 
+def test_nats_that_are_no_number_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = given(nll_is_bound=False)
+    monkeypatch.setattr(model, "mean_nll", lambda batch, seed, draws: torch.tensor([math.nan, 1.0]))
+    with pytest.raises(ValueError, match=r"the nats of question 1 .'q'. are not a number"):
+        scored(model, [Question("q", ("a", "b"), 1)], lambda question: [row([6], 3), row([4], 8)])
+
+
 WRONG = [
     ({"choices": ["a", "b"], "answer": 0}, "no text under context, prompt, question"),
     ({"context": "q", "choices": ["a"], "answer": 0}, "expected a list of two or more texts"),
@@ -107,7 +114,7 @@ def test_the_command_answers_and_says_how(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "q.jsonl").write_text(json.dumps({"context": "a ", "choices": ["b", "c"], "answer": 0}) + "\n")
     main(["choose", str(tmp_path / "model"), "--data", str(tmp_path / "q.jsonl"), "--draws", "4", "--json", str(tmp_path / "found.json")])
     said = capsys.readouterr().out
-    assert "1 questions, 50.0 % by chance" in said
+    assert "1 question, 50.0 % by chance" in said
     assert "the same noise for all choices" in said
     assert json.loads((tmp_path / "found.json").read_text())["questions"] == 1
     with pytest.raises(SystemExit, match="2"):

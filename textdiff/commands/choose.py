@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +46,7 @@ class Choose:
         from textdiff.evaluation.choices import Continued, read_questions, scored
         from textdiff.report import print_labelled, scoring
 
-        for name, value in (("limit", self.limit), ("draws", self.draws), ("batch_size", self.batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more")
+        self._check()
         questions = read_questions(self.data)[: self.limit]
         device = device_named(self.device)
         model = opened(self.model)
@@ -58,7 +56,9 @@ class Choose:
             found = scored(model, questions, rows, self.draws, self.batch_size, self.seed, bar)
         console = Console(highlight=False)
         print_labelled(console, "model", self.model)
-        print_labelled(console, "data", f"{self.data}, {found.questions:,} questions, {100 * found.chance:.1f} % by chance")
+        print_labelled(
+            console, "data", f"{self.data}, {found.questions:,} question{'s' * (found.questions > 1)}, {100 * found.chance:.1f} % by chance"
+        )
         by_unit = {
             "nats of a choice (acc)": found.total,
             "nats per byte (acc_norm)": found.per_byte,
@@ -66,15 +66,32 @@ class Choose:
         }
         for by, share in by_unit.items():
             console.print(f"right   {100 * share.value:5.1f} ± {100 * share.error:.1f} %  by {by}", soft_wrap=True)
-        kind = f"each likelihood is {'exact' if found.kind == 'exact' else f'an {found.kind}'}"
-        noise = [f"{self.draws} draws, the same noise for all choices of a question"] if found.kind != "exact" else []
-        how = "rows as in the model's training, EOS included"
-        if isinstance(rows, Continued):
-            how = f"no EOS; {rows.shortened} rows lost the beginning of their context"
-        print_labelled(console, "counted", kind, *noise, how, "± is one standard error over questions")
+        rules = self._rules(found.kind, rows.shortened if isinstance(rows, Continued) else None)
+        print_labelled(console, "counted", *rules)
         if self.json is not None:
-            self.json.write_text(json.dumps({"model": self.model, "data": str(self.data), **asdict(found)}, indent=2) + "\n")
+            settings = {"draws": self.draws if found.kind != "exact" else 1, "seed": self.seed, "rules": rules}
+            record = {"model": self.model, "data": str(self.data), **settings, **found.as_dict()}
+            self.json.write_text(json.dumps(record, indent=2) + "\n")
             print(f"wrote {self.json}")
+
+    def _rules(self, kind: str, shortened: int | None) -> list[str]:
+        """How it was counted; `shortened` rows lost the beginning of their context, None where rows are the training's own."""
+        exact = kind == "exact"
+        noise = [] if exact else [f"{self.draws} draws, the same noise for all choices of a question"]
+        how = "rows as in the model's training, EOS included"
+        if shortened is not None:
+            how = f"no EOS; {shortened} rows lost the beginning of their context"
+        likelihoods = f"each likelihood is {'exact' if exact else f'an {kind}'}"
+        return [likelihoods, *noise, how, "of equal costs the first choice", "± is one standard error over questions"]
+
+    def _check(self) -> None:
+        for name, value in (("limit", self.limit), ("draws", self.draws), ("batch_size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more")
+        if self.json is not None and not self.json.parent.is_dir():
+            raise ValueError(f"no folder {self.json.parent} to write {self.json.name} into: create it first")
+        if self.json is not None and self.json.is_dir():
+            raise ValueError(f"{self.json} is a folder: name the json file to write")
 
     def _pairs(self, model: Any) -> "Callable[[Question], Sequence[Example]] | None":
         """The rows of a model that was trained on pairs, or has an encoder; None for another."""

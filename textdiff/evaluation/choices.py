@@ -3,12 +3,12 @@
 import math
 import string
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from textdiff.batch import Example, collate
-from textdiff.data.readers import BadRows, read_rows
+from textdiff.data.readers import ROW_SUFFIXES, BadRows, read_rows
 from textdiff.data.tokenizer import Encoder
 from textdiff.models.base import LanguageModel
 
@@ -42,13 +42,21 @@ class Choices:
     per_token: Share
     chosen: tuple[int, ...]  # by total nats, of each question
 
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for json; None for the error of a single question, which does not exist."""
+        shares = {"total": self.total, "per_byte": self.per_byte, "per_token": self.per_token}
+        plain = {name: {"value": value, "error": None if math.isnan(error) else error} for name, (value, error) in shares.items()}
+        return {**asdict(self), **plain}
+
 
 def read_questions(path: Path) -> list[Question]:
     """The questions of a .jsonl, .json or .parquet file: context (or prompt, or question), choices, and the answer as its number from 0,
     its text, or its letter where no choice is a letter.
 
-    Raises ValueError naming the row that is not so.
+    Raises ValueError naming the row that is not so, or the file that holds no rows.
     """
+    if path.suffix.lower() not in ROW_SUFFIXES:
+        raise ValueError(f"{path} has suffix {path.suffix!r}, expected one of {', '.join(ROW_SUFFIXES)}")
     found = [_question(row, place) for place, row in read_rows(path, BadRows(skip=False))]
     if not found:
         raise ValueError(f"{path} holds no question")
@@ -64,6 +72,8 @@ def _question(row: dict[str, Any], place: str) -> Question:
         raise ValueError(f"{place}: choices are {choices!r}, expected a list of two or more texts")
     if len(set(choices)) < len(choices):
         raise ValueError(f"{place}: two choices are the same")
+    if any("\ud800" <= character <= "\udfff" for text in (row[column], *choices) for character in text):
+        raise ValueError(f"{place}: it holds half of a surrogate pair, which is not text")
     return Question(row[column], tuple(choices), _answer(row.get("answer"), choices, place))
 
 
@@ -125,7 +135,8 @@ def scored(
 ) -> Choices:
     """Every choice of every question after its context, `rows` making them rows; of equal costs the first choice wins.
 
-    A bound's draws are keyed by the question, so that its choices meet the same noise. Raises ValueError without questions.
+    A bound's draws are keyed by the question, so that its choices meet the same noise. Raises ValueError without questions, and for
+    a model whose nats are not a number, which no choice can win by.
     """
     if not questions:
         raise ValueError("there is no question to answer")
@@ -141,6 +152,9 @@ def scored(
             progress(len(nats), len(made))
     finally:
         model.train(was_training)
+    lost = next((number for (number, _), cost in zip(made, nats, strict=True) if math.isnan(cost)), None)
+    if lost is not None:
+        raise ValueError(f"the nats of question {lost + 1} ({questions[lost].context[:40]!r}) are not a number: check the model's weights")
     sizes = {
         "total": [1.0] * len(made),
         "per_byte": [float(example.text_bytes) for _, example in made],
