@@ -1,7 +1,9 @@
 """Detokenizers give the natural form of each published tokenisation, rule by rule, and conventions name what can be had."""
 
+import json
 from pathlib import Path
 
+import datasets
 import pytest
 
 from textdiff.commands.compared_texts import compared_texts
@@ -25,8 +27,16 @@ CASES = [
     ("lm1b", 'He said " it is " , did n\'t he ?', 'He said "it is", did n\'t he?'),
     ("lm1b", "The end came . It cost $ 5 and £ 6 .", "The end came. It cost $5 and £6."),
     ("lm1b", "Stop ! Go !", "Stop! Go!"),
-    ("lambada", "“ no ” she said", '" no " she said'),
+    ("wikitext", "below 80 ° C ( 112 ° F ) ( about ( 1 @.@ 5 m ) wide )", "below 80°C (112°F) (about ( 1.5 m) wide )"),
+    ("wikitext", " = = = Sub = = = \n = = = = Low = = = = \n", " === Sub ===\n==== Low ====\n"),
+    ("wikitext", "the dogs ' bones", "the dogs' bones"),
+    ("wikitext", "he said ' oh ' to them", "he said 'oh' to them"),
+    ("ptb", "the firms ' stake \n and", "the firms' stake\nand"),
+    ("lm1b", "see https : / / x or a / b [ sic ] ' so '", "see https://x or a/b [sic] 'so'"),
+    ("lm1b", "the dog 's ? Yes", "the dog's? Yes"),
+    ("lambada", " “ no ” she said \n", '\n" no " she said'),
     ("scientific", "we ( the authors ) , say : yes", "we (the authors), say: yes"),
+    ("scientific", "well @-@ known for $ 5", "well-known for $5"),
     ("none", " as , it is ", " as , it is "),
 ]
 
@@ -39,7 +49,14 @@ def test_each_rule_gives_the_natural_form(name: str, tokenised: str, natural: st
 @pytest.mark.parametrize("name", DETOKENIZERS)
 def test_natural_text_stays(name: str) -> None:
     text = "The author (a \"sea lion\", 5.2 m long) isn't there: it's 1,200 km off; who knows? Well-known."
-    assert detokenizer(name)(text) == text
+    assert detokenizer(name)(text).removeprefix("\n") == text
+
+
+@pytest.mark.parametrize("name", ["none", "ptb", "lambada"])
+def test_twice_is_once(name: str) -> None:
+    clean = detokenizer(name)
+    for _, tokenised, _ in CASES:
+        assert clean(clean(tokenised)) == clean(tokenised)
 
 
 def test_wikitext_as_it_comes() -> None:
@@ -65,7 +82,7 @@ def test_names_that_are_not_there_are_refused_with_those_that_are() -> None:
 def test_every_convention_names_a_hub_id_a_split_and_a_detokenizer(name: str) -> None:
     found = CONVENTIONS[name]
     assert hub_id(found.source).repository.count("/") == 1
-    assert found.split in ("validation", "test")
+    assert found.split in ("validation", "test", "all")
     assert found.detokenizer in DETOKENIZERS
 
 
@@ -82,6 +99,38 @@ def test_a_zero_shot_name_reads_its_split_and_its_column(tmp_path: Path, monkeyp
     assert list(found.texts) == ["a well-known dog, it is"]
     assert found.detokenizer == "wikitext"
     assert "MDLM's repository" in found.description
+
+
+@pytest.mark.parametrize("kind", ["folder", "hub"])
+def test_lambada_which_has_a_test_part_only_is_read_whole(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = [f"text {number}" for number in range(50)]
+    if kind == "folder":
+        folder = tmp_path / "EleutherAI" / "lambada_openai:en"
+        folder.mkdir(parents=True)
+        (folder / "test.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        tables = datasets.DatasetDict({"test": datasets.Dataset.from_dict({"text": texts})})
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: tables)
+    found = compared_texts(f"{PREFIX}lambada", None, None, "none", 0, None)
+    assert sorted(found.texts) == sorted(f"\n{text}" for text in texts)
+
+
+def test_a_configuration_on_the_parquet_branch_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for config in ("arxiv", "pubmed"):
+        for split in ("train", "validation", "test"):
+            (tmp_path / config / split).mkdir(parents=True)
+            rows = datasets.Dataset.from_dict({"article": [f"{config} {split}"], "abstract": [""]})
+            rows.to_parquet(str(tmp_path / config / split / "0000.parquet"))
+    load = datasets.load_dataset
+
+    def branch(repository: str, name: None, *, revision: str, streaming: bool, data_dir: str) -> object:
+        assert (repository, revision) == ("armanc/scientific_papers", "refs/convert/parquet")
+        return load(str(tmp_path), name, data_dir=data_dir, cache_dir=str(tmp_path / "cache"))
+
+    monkeypatch.setattr(datasets, "load_dataset", branch)
+    for config in ("arxiv", "pubmed"):
+        assert list(compared_texts(f"{PREFIX}{config}", None, None, "none", 0, None).texts) == [f"{config} validation"]
 
 
 def test_a_zero_shot_name_leaves_nothing_to_choose() -> None:

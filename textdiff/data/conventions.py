@@ -1,12 +1,15 @@
 """How published zero-shot tables read their data: which rows of which data set, and what becomes of the data's own tokenisation.
 
-The rules of each detokenizer are those of the repositories named; GPT-2's paper called them invertible detokenizers, which most are not.
+The rules of each detokenizer are those of the repositories named, faults kept: nested brackets stay half mended, `<unk>` stays in WikiText.
+GPT-2's paper called them invertible detokenizers, which most are not; applied twice, those of WikiText and LM1B can go further than once.
 What a convention says of blocks and of EOS is for the reader: `textdiff compare` scores every text by itself in rolling windows.
 """
 
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from textdiff.data.source import PARQUET_BRANCH
 
 Rule = tuple[str, str]  # a regular expression, and what stands for it
 PREFIX = "zero-shot:"
@@ -17,9 +20,9 @@ def _plain(*pairs: tuple[str, str]) -> tuple[Rule, ...]:
 
 
 _INSIDE = (  # "( so )" to "(so)", the same for other brackets and for quotes
-    (r"\(\s*([^()]*?)\s*\)", r"(\1)"),
-    (r"\[\s*([^\[\]]*?)\s*\]", r"[\1]"),
-    (r"\{\s*([^{}]*?)\s*\}", r"{\1}"),
+    (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
     (r'"\s*([^"]*?)\s*"', r'"\1"'),
     (r"'\s*([^']*?)\s*'", r"'\1'"),
 )
@@ -51,7 +54,11 @@ _LM1B = (
     (r"\[ ([^\[\]]+) \]", r"[\1]"),
     *_plain(("$ ", "$"), ("\N{POUND SIGN} ", "\N{POUND SIGN}")),
 )
-_LAMBADA = _plain(("\N{LEFT DOUBLE QUOTATION MARK}", '"'), ("\N{RIGHT DOUBLE QUOTATION MARK}", '"'))
+_LAMBADA = (
+    *_plain(("\N{LEFT DOUBLE QUOTATION MARK}", '"'), ("\N{RIGHT DOUBLE QUOTATION MARK}", '"')),
+    (r"\A\s*", "\n"),
+    (r"\s*\Z", ""),
+)
 
 DETOKENIZERS: Mapping[str, tuple[Rule, ...]] = {
     "none": (),
@@ -86,7 +93,7 @@ class Convention:
     column: str
     """Of the rows, where the text is."""
     split: str
-    """Which part the tables are of."""
+    """Which part the tables are of; all where the hub has that part only."""
     detokenizer: str
     """A name of `DETOKENIZERS`."""
     published: str
@@ -99,8 +106,11 @@ class Convention:
         return f"data as in {self.of}, detokenizer {self.detokenizer}; there {self.published}, here every text is scored by itself"
 
 
-_PACKED = "rows are joined with EOS between them and cut into blocks of 1,024 that begin and end with a special token, both counted"
-_SCRIPT = "refs/convert/parquet"  # of data sets that were scripts, which `datasets` runs no longer
+_PACKED = (
+    "rows, blank ones too, are joined with EOS after each and cut into blocks of 1,024 that begin and end with a special token, both "
+    "counted, what is left of every 1,000 rows dropped"
+)
+_SCRIPT = PARQUET_BRANCH  # of data sets that were scripts, which `datasets` runs no longer
 CONVENTIONS: Mapping[str, Convention] = {
     "ptb": Convention(f"ptb-text-only/ptb_text_only@{_SCRIPT}", "sentence", "validation", "ptb", _PACKED),
     "wikitext": Convention("Salesforce/wikitext:wikitext-2-raw-v1", "text", "validation", "wikitext", _PACKED),
@@ -112,7 +122,7 @@ CONVENTIONS: Mapping[str, Convention] = {
         "lm1b",
         "a sentence is a row of 128 padded with tokens that are seen and not counted, or rows are packed, which gives other numbers",
     ),
-    "lambada": Convention("EleutherAI/lambada_openai:en", "text", "test", "lambada", _PACKED),
+    "lambada": Convention("EleutherAI/lambada_openai:en", "text", "all", "lambada", _PACKED),
     "ag_news": Convention("fancyzhx/ag_news", "text", "test", "none", _PACKED),
     "pubmed": Convention(f"armanc/scientific_papers:pubmed@{_SCRIPT}", "article", "validation", "scientific", _PACKED),
     "arxiv": Convention(f"armanc/scientific_papers:arxiv@{_SCRIPT}", "article", "validation", "scientific", _PACKED),

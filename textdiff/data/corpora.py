@@ -39,7 +39,7 @@ from textdiff.data.readers import (
     read_text,
     record_of,
 )
-from textdiff.data.source import first_line, hub_id, local_path
+from textdiff.data.source import PARQUET_BRANCH, first_line, hub_id, local_path
 from textdiff.data.splits import Splits, bucket, cut
 
 _SPLIT_OF = {"train": 0, "validation": 1, "valid": 1, "val": 1, "dev": 1, "test": 2}
@@ -222,15 +222,22 @@ def _from_hub(source: str, columns: Sequence[str] | None, bad: BadRows) -> list[
 def load_hub(source: str, streaming: bool) -> dict[str, Any]:
     """The tables of a hub id by split name; raises ValueError with one line when the hub does not give them."""
     wanted = hub_id(source)
+    # The hub's own parquet copy of a data set has no card: a configuration is a folder of it, not a name.
+    name, place = (None, {"data_dir": wanted.config}) if wanted.revision == PARQUET_BRANCH else (wanted.config, {})
     try:
-        tables: dict[str, Any] = datasets.load_dataset(wanted.repository, wanted.config, revision=wanted.revision, streaming=streaming)
+        tables: dict[str, Any] = datasets.load_dataset(wanted.repository, name, revision=wanted.revision, streaming=streaming, **place)
     except DATASETS_ERRORS as error:
         raise ValueError(f"{source!r} is no file or folder here, and as a hub id it failed: {first_line(error)}") from error
     return tables
 
 
 def tables_by_split(tables: dict[str, Any], name: str) -> list[Any | None]:
-    """The train, validation and test tables, None where there is none; raises ValueError without a train table."""
+    """The train, validation and test tables, None where there is none; a lone table counts as train, as a lone file does.
+
+    Raises ValueError for several without a train table.
+    """
+    if len(tables) == 1:
+        return [*tables.values(), None, None]
     found: list[Any | None] = [None, None, None]
     for split, table in tables.items():
         number = _split_named(split)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+PARQUET_BRANCH = "refs/convert/parquet"  # where the hub keeps its own copy of a data set
 _SUFFIXES = {".txt", ".md", ".jsonl", ".json", ".csv", ".parquet", ".arrow", ".gz", ".zst", ".zip"}
 _HUB = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.+-]+))?(@(?P<revision>[\w./-]+))?")
 
