@@ -18,6 +18,7 @@ from textdiff.commands.choose import Choose
 from textdiff.commands.compare import Compare
 from textdiff.commands.frontier import Frontier
 from textdiff.commands.generate import Generate
+from textdiff.commands.infill import Infill
 from textdiff.commands.perplexity import Perplexity
 from textdiff.commands.report import Report
 from textdiff.commands.speculate import Speculate
@@ -96,6 +97,7 @@ Command = (
     | Annotated[Perplexity, tyro.conf.subcommand("perplexity")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Choose, tyro.conf.subcommand("choose")]
+    | Annotated[Infill, tyro.conf.subcommand("infill")]
     | Annotated[Frontier, tyro.conf.subcommand("frontier")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Speculate, tyro.conf.subcommand("speculate")]

@@ -57,6 +57,7 @@ class Drawn(NamedTuple):
     texts: list[str]
     nfe: float  # network calls a row took part in, on average
     seconds: float  # in all
+    ids: list[list[int]]  # of the targets of each row
 
 
 def draw(
@@ -75,7 +76,8 @@ def draw(
     began, device, was_training = time.perf_counter(), next(model.parameters()).device, model.training
     sampler, denoiser = decode.of(model), Filters(decode.temperature)(model)  # type: ignore[arg-type]
     order = sorted(range(len(blanks)), key=lambda i: len(blanks[i].tokens) + len(blanks[i].source))
-    texts, calls = [""] * len(blanks), 0
+    ids: list[list[int]] = [[] for _ in blanks]
+    calls = 0
     model.eval()
     try:
         for start in range(0, len(order), batch_size):
@@ -86,11 +88,12 @@ def draw(
                 tokens = written(denoiser, batch, last.x)
             calls += int(last.nfe.sum())
             for i, row, target in zip(index, tokens.cpu(), batch.target.cpu(), strict=True):
-                texts[i] = text_of(model, row[target].tolist())
+                ids[i] = row[target].tolist()
             progress(len(index))
     finally:
         model.train(was_training)
-    return Drawn(texts, calls / max(1, len(blanks)), time.perf_counter() - began)
+    texts = [text_of(model, row) for row in ids]
+    return Drawn(texts, calls / max(1, len(blanks)), time.perf_counter() - began, ids)
 
 
 def text_of(model: LanguageModel, ids: Sequence[int]) -> str:

@@ -169,3 +169,12 @@ def scoring(shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task("scoring", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def drawing(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar of rows being drawn, on standard error while the block lasts, in terminals only; yields what `draw` reports to."""
+    console = Console(stderr=True, highlight=False)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda rows: bar.advance(task, rows)
