@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from textdiff import prediction, projection
-from textdiff.prediction import HeadPrediction, TablePrediction, TransformedPrediction, draw_categorical
+from textdiff.prediction import HeadPrediction, MostProbable, TablePrediction, TransformedPrediction, draw_categorical
 from textdiff.projection import Head
 from textdiff.randomness import Rng
 
@@ -220,3 +220,17 @@ def test_impossible_ids_are_never_drawn(size: int) -> None:
             token, log_prob = draw_categorical(logits.expand(len(uniform), -1), uniform)
             assert bool(logits[token].isfinite().all())
             assert bool(log_prob.isfinite().all())
+
+
+@pytest.mark.parametrize("in_chunks", [False, True], ids=["whole", "chunked"])
+def test_the_best_token_is_the_argmax_whatever_was_asked_before(in_chunks: bool, chunked: Callable[[], None]) -> None:
+    hidden, weight, bias, _, where = problem()
+    if in_chunks:
+        chunked()
+    head = Head(weight, bias, BANNED)
+    expected = HeadPrediction(hidden, head).logits(where).argmax(-1)
+    pred = HeadPrediction(hidden, head)
+    assert torch.equal(pred.best(where), expected)
+    assert torch.equal(pred.statistics(where).argmax, expected)
+    assert torch.equal(pred.best(where), expected)
+    assert torch.equal(MostProbable(pred).draw(where, Rng(0, 0, torch.arange(ROWS)))[0], expected)

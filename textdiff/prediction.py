@@ -54,6 +54,10 @@ class Prediction:
         drawn = [draw_categorical(logits, uniform[rows]) for rows, logits in self._chunks(where)]
         return torch.cat([tokens for tokens, _ in drawn]), torch.cat([log_prob for _, log_prob in drawn])
 
+    def best(self, where: Tensor) -> Tensor:
+        """The most probable token at the positions asked for, the first of equals, (N,)."""
+        return torch.cat([logits.argmax(-1) for _, logits in self._chunks(where)])
+
     def statistics(self, where: Tensor) -> Statistics:
         """Argmax, the two largest probabilities and the entropy at the positions asked for."""
         parts = [_statistics(logits) for _, logits in self._chunks(where)]
@@ -91,6 +95,10 @@ class HeadPrediction(Prediction):
             return super().terms(tokens, where, log_odds, ids)
         tilt, blend = None if self.tilt is None else self.tilt.at(where), None if log_odds is None else Blend(log_odds[where], ids)
         return linear_terms(self.hidden[where], self.head, tokens[where], tilt, blend)
+
+    def best(self, where: Tensor) -> Tensor:
+        scored = self._last_statistics is not None and self._last_statistics[0] is where
+        return self.statistics(where).argmax if scored else super().best(where)
 
     def statistics(self, where: Tensor) -> Statistics:
         if self._last_statistics is None or self._last_statistics[0] is not where:  # greedy rules score by them and draw from them
@@ -192,8 +200,8 @@ class MostProbable(TransformedPrediction):
         super().__init__(inner, _on_the_best)
 
     def draw(self, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-        statistics = self.inner.statistics(where)
-        return statistics.argmax, torch.zeros_like(statistics.top1)
+        tokens = self.inner.best(where)
+        return tokens, torch.zeros(len(tokens), device=tokens.device)
 
 
 def _on_the_best(logits: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.models.tiny import EOS, autoregressive, diffusion, lone, ragged
 from tests.models.tiny_drafters import drafter_of, stock
-from textdiff.backbones.features import listening, spread
+from textdiff.backbones.features import listening, sources_of, spread
 from textdiff.batch import Batch
 from textdiff.models.anchors import Anchors, draw_anchors
 from textdiff.models.feature_drafter import Anchored, FeatureDrafter, fingerprint
@@ -177,11 +177,11 @@ def test_the_fingerprint_is_that_of_the_weights_in_any_number_format() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gemma3_text", "opt", "gpt_neox", "olmo2", "phi", "falcon"])
 def test_features_are_the_hidden_states_that_transformers_puts_out(name: str) -> None:
     model, tokens = stock(name), torch.tensor([[1, 9, 4, 33, 7]])
-    with torch.no_grad(), listening(model.backbone, (0, 1)) as heard:
+    with torch.no_grad(), listening(sources_of(model.backbone, (0, 1))) as heard:
         model.backbone(tokens, model.backbone.context(Batch.of(tokens)))
         states = model.backbone.trunk(tokens, output_hidden_states=True).hidden_states
     torch.testing.assert_close(heard.features, torch.cat(states[1:], dim=-1))
-    with torch.no_grad(), listening(model.backbone, (0,)) as heard:
+    with torch.no_grad(), listening(sources_of(model.backbone, (0,))) as heard:
         pass
     assert heard.features is None
 

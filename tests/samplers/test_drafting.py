@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from textdiff.batch import Batch
+from textdiff.guidance.filters import Filters
 from textdiff.prediction import Prediction, TablePrediction
 from textdiff.processes.base import Denoiser, TokenProcess
 from textdiff.processes.block import Block
@@ -170,6 +172,17 @@ def test_what_a_drafting_is_tested_by_leaves_the_law_alone(drafting: FromText, d
 def test_the_rule_of_known_laws_accepts_more() -> None:
     tokens, q = drafted(LeftToRightChunks(), MASKED)
     assert after_a_round(Spec(), tokens, q)[1] > 1.2 * after_a_round(Match(), tokens, None)[1]
+
+
+@pytest.mark.parametrize("drafting", [LeftToRightChunks(), LeftToRightChunks(steps=2)], ids=str)
+def test_a_draft_of_likeliest_tokens_has_no_law_to_write_down(drafting: FromText) -> None:
+    """It is tested as by the law that has all on its tokens, and that leaves the target's law alone."""
+    tokens, q = drafted(drafting, Filters(0.0)(MASKED))
+    assert q is None
+    assert distance(Spec(), tokens, None) < 1e-12
+    written, passed = after_a_round(Spec(), tokens, F.one_hot(tokens, 3).double())
+    torch.testing.assert_close(after_a_round(Spec(), tokens, None)[0], written)
+    assert after_a_round(Spec(), tokens, None)[1] == pytest.approx(passed)
 
 
 def one_by_one(choose: Callable[[Tensor, Tensor], Tensor], chance: float = 1.0) -> tuple[Tensor, Tensor]:

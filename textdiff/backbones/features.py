@@ -1,6 +1,6 @@
 """What the layers of a trunk say of the tokens it reads: their hidden states, taken from the pass that is made anyway."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,22 +24,26 @@ class Heard:
 
 
 @contextmanager
-def listening(backbone: Backbone, layers: Sequence[int]) -> Iterator[Heard]:
-    """What `layers`, counted from 0, put out in a pass made inside the context; the last one counts after the final norm."""
-    found, heard = layers_of(backbone), Heard()
-    handles = []
-    for number in layers:
+def listening(sources: Mapping[int, nn.Module]) -> Iterator[Heard]:
+    """What the layers of `sources_of` put out in a pass made inside the context."""
+    heard, handles = Heard(), []
+    for number, module in sources.items():
 
         def take(module: nn.Module, args: object, output: Tensor | tuple[Tensor, ...], number: int = number) -> None:
             heard.parts[number] = (output if isinstance(output, Tensor) else output[0]).detach()
 
-        module = backbone if number == len(found) - 1 else found[number]
         handles.append(module.register_forward_hook(take))
     try:
         yield heard
     finally:
         for handle in handles:
             handle.remove()
+
+
+def sources_of(backbone: Backbone, layers: Sequence[int]) -> dict[int, nn.Module]:
+    """The modules whose outputs `layers`, counted from 0, are; the last one counts after the final norm."""
+    found = layers_of(backbone)
+    return {number: backbone if number == len(found) - 1 else found[number] for number in layers}
 
 
 def layers_of(backbone: Backbone) -> list[nn.Module]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textdiff import spec as plain
 from textdiff.backbones.base import FinishedCache, KeyValueCache
 from textdiff.backbones.drafter import BlockPlace, DrafterConfig, DrafterTrunk
-from textdiff.backbones.features import Heard, embedding_of, layers_of, listening, spread
+from textdiff.backbones.features import Heard, embedding_of, layers_of, listening, sources_of, spread
 from textdiff.batch import Batch
 from textdiff.models.anchors import Anchors, draw_anchors
 from textdiff.models.autoregressive import AutoregressiveLM
@@ -101,6 +101,13 @@ class _Lesson(NamedTuple):
     chance: Tensor  # (N, T)
 
 
+class _Attached(NamedTuple):
+    """The model that is drafted for, and the modules whose outputs are its features."""
+
+    target: AutoregressiveLM
+    sources: dict[int, nn.Module]
+
+
 class FeatureDrafter(LanguageModel):
     """Drafts for the model it is attached to, by `samplers.feature_drafting.FromFeatures`; it has no likelihood of its own."""
 
@@ -113,7 +120,7 @@ class FeatureDrafter(LanguageModel):
         super().__init__(config, trusted)
         followed: Followed = self.spec.target
         self.backbone = DrafterTrunk(self.spec.backbone, followed.width, len(followed.layers), followed.max_length, followed.scale)
-        self._attached: list[AutoregressiveLM] = []  # in a list: no part of this module, neither trained nor saved
+        self._attached: list[_Attached] = []  # in a list: no part of this module, neither trained nor saved
         self.post_init()
 
     def attach(self, target: LanguageModel) -> Self:
@@ -127,19 +134,22 @@ class FeatureDrafter(LanguageModel):
                 f"the drafter was trained for {followed.name} with the weights {followed.fingerprint} and was given a model with {found}: "
                 "name that model as target, or train a drafter for this one"
             )
-        self._attached = [target.eval()]
+        self._attached = [_Attached(target.eval(), sources_of(target.backbone, followed.layers))]
         return self
 
     @property
     def target(self) -> AutoregressiveLM:
         """The model it is attached to; raises ValueError where there is none."""
+        return self._to().target
+
+    def _to(self) -> "_Attached":
         if not self._attached:
             raise ValueError(f"the drafter is not attached to its target: drafter.attach(textdiff.load({self.spec.target.name!r}))")
         return self._attached[0]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        for target in self._attached:  # to another device or number format with the drafter
-            target._apply(fn)
+        for attached in self._attached:  # to another device or number format with the drafter
+            attached.target._apply(fn)
         return super()._apply(fn, recurse)  # type: ignore[no-untyped-call, no-any-return]
 
     @property
@@ -154,7 +164,7 @@ class FeatureDrafter(LanguageModel):
 
     def listening(self) -> AbstractContextManager[Heard]:
         """What a pass of the target is made in, to have its features."""
-        return listening(self.target.backbone, self.spec.target.layers)
+        return listening(self._to().sources)
 
     @property
     def head(self) -> Head:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from textdiff.batch import Batch
-from textdiff.prediction import Prediction, draw_categorical
+from textdiff.prediction import MostProbable, Prediction, draw_categorical
 from textdiff.processes.base import Denoiser, TokenProcess
 from textdiff.processes.block import Block
 from textdiff.processes.masked import Masked
@@ -30,7 +30,8 @@ class Draft(NamedTuple):
     """Tokens at the targets of rows; what they are elsewhere means nothing."""
 
     tokens: Tensor  # (B, L) long
-    law: Tensor | None  # (N, V) float64, what each of the N targets was drawn from, in row-major order; None where that is not known
+    # (N, V) float64, what each of the N targets was drawn from, in row-major order; None where that is not known, or all on the token
+    law: Tensor | None
     calls: Tensor  # (B,) long, network calls of each row
 
 
@@ -48,20 +49,6 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Spec(Rule):
-    """min(1, p / q), and what p has above q: exact where q is the law that the token was drawn from."""
-
-    def chance(self, p: Tensor, q: Tensor | None) -> Tensor:
-        assert q is not None
-        return (p / q).clamp_max(1.0)
-
-    def rest(self, p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
-        assert q is not None
-        above = (p - q).clamp_min(0.0)
-        return above.where(above.sum(-1, keepdim=True) > 0, p)  # rounding may refuse where p = q
-
-
-@dataclass(frozen=True)
 class Match(Rule):
     """A draw from p is written, and accepted while it is the token: exact for any draft. It is `Spec` for a q all on the token."""
 
@@ -70,6 +57,20 @@ class Match(Rule):
 
     def rest(self, p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
         return p.scatter(-1, token[:, None], 0.0)
+
+
+@dataclass(frozen=True)
+class Spec(Match):
+    """min(1, p / q), and what p has above q: exact where q is the law that the token was drawn from; None is all on the token."""
+
+    def chance(self, p: Tensor, q: Tensor | None) -> Tensor:
+        return super().chance(p, q) if q is None else (p / q).clamp_max(1.0)
+
+    def rest(self, p: Tensor, q: Tensor | None, token: Tensor) -> Tensor:
+        if q is None:
+            return super().rest(p, q, token)
+        above = (p - q).clamp_min(0.0)
+        return above.where(above.sum(-1, keepdim=True) > 0, p)  # rounding may refuse where p = q
 
 
 class Place(NamedTuple):
@@ -173,8 +174,9 @@ class LeftToRightChunks(FromText):
                 pred = predictor.rows(index)(x[index], process.time_of(1 - left[index]))
                 tokens, drawn_from = drawn(pred, here[index], rng.rows(index))
                 x, calls = x.masked_scatter(here, tokens), calls.index_add(0, index, torch.full_like(index, pred.calls))
-                law = drawn_from.new_zeros(int(target.sum()), drawn_from.shape[1]) if law is None else law
-                law[here[target]] = drawn_from
+                if drawn_from is not None:
+                    law = drawn_from.new_zeros(int(target.sum()), drawn_from.shape[1]) if law is None else law
+                    law[here[target]] = drawn_from
         return Draft(written(drafter, batch, x), law, calls)
 
 
@@ -257,8 +259,10 @@ class _Redrafts:
         pass
 
 
-def drawn(pred: Prediction, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor]:
-    """A token at each True position of `where` (B, L), (N,), and the laws they are drawn from, (N, V) float64."""
+def drawn(pred: Prediction, where: Tensor, rng: Rng) -> tuple[Tensor, Tensor | None]:
+    """A token at each True position of `where` (B, L), (N,), and the laws they are drawn from, (N, V) float64; None: all is on them."""
+    if isinstance(pred, MostProbable):
+        return pred.draw(where, rng)[0], None
     logits = pred.logits(where).double()
     tokens, _ = draw_categorical(logits, rng.uniform("draw", (where.shape[1],))[where])
     return tokens, logits.softmax(-1)

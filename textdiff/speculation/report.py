@@ -14,7 +14,7 @@ from textdiff.bench.base import Bench, ratios
 from textdiff.guidance.filters import Filters
 from textdiff.randomness import Rng
 from textdiff.report import print_labelled
-from textdiff.samplers.drafting import LeftToRightChunks
+from textdiff.samplers.drafting import LeftToRightChunks, drawn
 from textdiff.scores import parameters
 from textdiff.speculation.comparison import compared, same, table
 from textdiff.speculation.opening import Models
@@ -75,14 +75,15 @@ def _exact(settings: Compare, models: Models, prompts: Sequence[Tensor]) -> str:
 @torch.no_grad()
 def _costs(bench: Bench, settings: Compare, models: Models, prompt: Tensor) -> dict[str, float]:
     """How many drafts in one call take as long as one token of the target alone, at the middle of a row, for each drafter."""
-    longest, alone = max(settings.lengths), Alone(models.target, Filters(0.0), settings.new)
+    likeliest = Filters(0.0)
+    longest, alone = max(settings.lengths), Alone(models.target, likeliest, settings.new)
     row = torch.cat([prompt, prompt.new_zeros(settings.new // 2)])
     middle = blank(row, longest)
     sides: dict[str, Callable[[int], object]] = {"target": lambda i: alone(prompt, i)}
 
     def chunk(i: int) -> None:
         for _ in range(settings.new):
-            LeftToRightChunks()(models.drafter, middle, Rng(0, i, middle.sample_id))
+            LeftToRightChunks()(likeliest(models.drafter), middle, Rng(0, i, middle.sample_id))
 
     sides["drafter"] = chunk
     if models.flash is not None:
@@ -96,7 +97,8 @@ def _costs(bench: Bench, settings: Compare, models: Models, prompt: Tensor) -> d
 
         def at_once(i: int) -> None:
             for _ in range(settings.new):
-                told(block, torch.ones(1, dtype=torch.float64, device=row.device)).draw(everything, Rng(0, i, middle.sample_id))
+                pred = told(block, torch.ones(1, dtype=torch.float64, device=row.device))
+                drawn(likeliest.applied(pred), everything, Rng(0, i, middle.sample_id))
 
         sides["flash"] = at_once
     times = bench.interleaved(sides)
