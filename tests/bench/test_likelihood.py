@@ -2,19 +2,25 @@
 
 from itertools import product
 from math import comb
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.data.texts import byte_level
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch
-from textdiff.bench.likelihood import StratifiedCounts, bernoulli, variance_ratio
+from textdiff.bench.likelihood import LikelihoodBench, StratifiedCounts, bernoulli, variance_ratio
+from textdiff.models.autoregressive import AutoregressiveSpec
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
 from textdiff.models.mask_counts import MaskCounts
+from textdiff.processes.uniform import Uniform
 from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
 LENGTH, COPIES = 4, 4000
+TRUNK = TransformerConfig(width=16, layers=1, heads=2, max_length=16)
 
 
 @pytest.fixture
@@ -59,3 +65,21 @@ def test_different_means_are_refused() -> None:
     noise = torch.randn(2, 500, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with pytest.raises(AssertionError, match="no ratio"):
         variance_ratio(noise[0], noise[1] + 0.5, draws=4, seed=0)
+
+
+def test_only_a_masked_model_has_masks_to_count(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    for name, spec in (("causal", AutoregressiveSpec(backbone=TRUNK)), ("uniform", Discrete(backbone=TRUNK, process=Uniform()))):
+        model: Any = spec.build(Vocab.of(tokenizer))
+        model.tokenizer = tokenizer
+        model.save_pretrained(tmp_path / name)
+        with pytest.raises(ValueError, match="no masked diffusion model"):
+            LikelihoodBench(model=str(tmp_path / name)).measure()
+    masked: Any = Discrete(backbone=TRUNK).build(Vocab.of(tokenizer))
+    masked.tokenizer = tokenizer
+    masked.save_pretrained(tmp_path / "masked")
+    with pytest.raises(ValueError, match="reads 16 tokens and sequences have 64"):
+        LikelihoodBench(model=str(tmp_path / "masked")).measure()
+    rows = LikelihoodBench(rounds=1, model=str(tmp_path / "masked"), length=16, sequences=2).measure()
+    assert [row.quantity for row in rows][2] == "variance of 4 importance-sampled counts"
+    assert all(0 < row.low <= row.median <= row.high for row in rows)

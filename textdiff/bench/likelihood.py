@@ -1,4 +1,4 @@
-"""The variance of a bound's estimate at equal forwards, on a small byte-level masked model trained first.
+"""The variance of a bound's estimate at equal forwards, on a small byte-level masked model trained first, or on one that is given.
 
 The ratio of variances is the ratio of forwards that the same standard error costs.
 """
@@ -8,15 +8,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
 from textdiff.bench.base import Bench, Row, quartiles
 from textdiff.data import pydocs
+from textdiff.data.tokenizer import Encoder
 from textdiff.models.discrete import Discrete, DiscreteDiffusionLM
+from textdiff.models.loading import load
 from textdiff.models.mask_counts import MaskCounts, pilot
 from textdiff.models.objective import Bound
 from textdiff.processes.base import UniformTime
+from textdiff.processes.masked import Masked
 from textdiff.randomness import Rng
 from textdiff.training.optimizer import build_optimizer, learning_rate_at
 from textdiff.vocab import Vocab
@@ -86,18 +90,26 @@ class LikelihoodBench(Bench):
     batch_size: int = 32
     training_steps: int = 3000
     sequences: int = 32
+    model: str | None = None  # a trained masked model, in the place of the bytes
 
     def sizes(self) -> str:
+        if self.model is not None:
+            return f"{self.model}, L = {self.length}, {pydocs.NAME} ({pydocs.python()}); {self.sequences} held-out sequences"
         trained = f"{self.training_steps} steps of {self.batch_size} rows of {pydocs.NAME} ({pydocs.python()})"
         return f"bytes, d = {self.width}, {self.layers} layers, L = {self.length}, {trained}; {self.sequences} held-out sequences"
 
     def measure(self) -> list[Row]:
-        documents = pydocs.load()
-        model = self.trained(_bytes(documents.train))
-        batch = self._rows(_bytes(documents.validation), self.sequences, torch.Generator().manual_seed(self.seed + 1))
+        documents, tokenizer = pydocs.load(), None
+        if self.model is None:
+            model = self.trained(_tokens(documents.train, None))
+        else:
+            model = self._given(self.model)
+            tokenizer = model.tokenizer
+        data, held_out = (_tokens(texts, tokenizer) for texts in (documents.train, documents.validation))
+        batch = self._rows(held_out, self.sequences, torch.Generator().manual_seed(self.seed + 1))
         repetitions = 16 * self.rounds
         naive = repeated(bernoulli, model, batch, 8 * repetitions, self.seed)
-        before = self._rows(_bytes(documents.train), 16, torch.Generator().manual_seed(self.seed + 2))
+        before = self._rows(data, 16, torch.Generator().manual_seed(self.seed + 2))
         profile = pilot(model, before, Rng(self.seed, repetitions, before.sample_id))  # 64 forwards for all that is ever scored
         rows = []
         sides: dict[str, tuple[int, Estimator]] = {
@@ -112,6 +124,15 @@ class LikelihoodBench(Bench):
             target = 10.0 if isinstance(estimator, MaskCounts) else 5.0 if draws == 16 else None
             rows.append(Row("likelihood", f"variance of {name}", "as many i.i.d. t, Bernoulli masks", *saved, at_least=target))
         return rows
+
+    def _given(self, name: str) -> DiscreteDiffusionLM:
+        model = load(name)
+        if not isinstance(model, DiscreteDiffusionLM) or not isinstance(model.process, Masked):
+            raise ValueError(f"{name} is no masked diffusion model, whose masks are counted here: name one, such as runs/quickstart-masked")
+        if model.max_length < self.length:
+            raise ValueError(f"{name} reads {model.max_length} tokens and sequences have {self.length}: name a model that reads more")
+        self.place(model.eval())
+        return model
 
     def trained(self, data: Tensor) -> DiscreteDiffusionLM:
         """A byte-level masked model after `training_steps` steps on windows of `data` (N,) uint8."""
@@ -137,5 +158,8 @@ class LikelihoodBench(Bench):
         return Batch.of(data[start + torch.arange(self.length)].long()).to(self.device)
 
 
-def _bytes(texts: Sequence[str]) -> Tensor:
-    return torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)
+def _tokens(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    """One row (N,) of ids, or of bytes where there is no tokenizer."""
+    if tokenizer is None:
+        return torch.frombuffer(bytearray("".join(texts).encode()), dtype=torch.uint8)
+    return torch.cat([torch.from_numpy(encoded.ids) for encoded in Encoder(tokenizer)(texts)])

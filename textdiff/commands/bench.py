@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -18,6 +18,8 @@ class Bench:
     """Rounds per comparison (default: each comparison's own)."""
     device: str = "cpu"
     """cpu or cuda."""
+    model: str | None = None
+    """A trained masked model for the comparison of likelihoods, such as runs/quickstart-masked (default: bytes, trained here)."""
     json: Path | None = None
     """Also write the rows here."""
 
@@ -38,7 +40,10 @@ class Bench:
             "sampling": SamplingBench,
             "likelihood": LikelihoodBench,
         }
-        options = {} if self.rounds is None else {"rounds": self.rounds}
+        if self.model is not None and self.what != "likelihood":
+            raise ValueError(f"a model was given for the bench {self.what!r}, which trains its own: leave it out, or bench likelihood")
+        options: dict[str, Any] = {} if self.rounds is None else {"rounds": self.rounds}
+        options |= {} if self.model is None else {"model": self.model}
         written = []
         for name in kinds if self.what == "all" else (self.what,):
             bench = kinds[name](device=self.device, **options)
