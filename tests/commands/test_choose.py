@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.data.texts import byte_level
+from tests.tiny_runs import SHORT, SMALL, pairs, recipe
 from textdiff.backbones.transformer import TransformerConfig
+from textdiff.batch import collate
 from textdiff.cli import main
 from textdiff.data.collate import Pairs
 from textdiff.data.readers import Pair
@@ -65,11 +67,39 @@ def test_a_model_with_an_encoder_reads_the_question_by_it(tmp_path: Path) -> Non
     place = saved(tmp_path / "model", AutoregressiveSpec(backbone=replace(TRUNK, encoder_layers=1)))
     model, expected = load(place), []
     for row in ASKED:
-        pairs = Pairs([Pair(row["context"], choice) for choice in row["choices"]], model.tokenizer, 24, encoder=True)
-        expected.append(int(sequence_nats(model, pairs).argmin()))
+        rows = Pairs([Pair(row["context"], choice) for choice in row["choices"]], model.tokenizer, 24, encoder=True)
+        expected.append(int(sequence_nats(model, rows).argmin()))
     found = answered(tmp_path, place)
     assert found["chosen"] == expected
     assert (found["kind"], found["draws"]) == ("exact", 1)
+    assert "the encoder reads the context, EOS included" in found["rules"]  # of a training nothing is known
+
+
+def test_a_question_that_an_encoder_has_no_room_for_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = saved(tmp_path / "model", AutoregressiveSpec(backbone=replace(TRUNK, encoder_layers=1)))
+    for long, what in (
+        ({"context": "az" * 20}, "the prompt: 40 tokens"),
+        ({"choices": ["a", "qq" * 12]}, "BOS, response and EOS: 26 tokens"),
+    ):
+        data = written(tmp_path / "q.jsonl", ASKED[0], {"context": "tea is ", "choices": ["a", "b"], "answer": 0, **long})
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            main(["choose", place, "--data", data])
+        said = capsys.readouterr().err
+        assert f"is too long for {place} ({what}, 24 fit): shorten it" in said
+        assert said.count("\n") == 1
+
+
+def test_a_run_on_pairs_reads_a_question_as_it_was_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs(Path("pairs"), count=8)
+    recipe("translation", "masked", *SHORT, *SMALL, "--data", "pairs", "--scoring.candidates", "1", "--out", "run")
+    found, model, expected = answered(tmp_path, "run", "--draws", "4"), load("run"), []
+    for number, row in enumerate(ASKED):
+        rows = Pairs([Pair(row["context"], choice) for choice in row["choices"]], model.tokenizer, 142, fill=60)
+        batch = collate(list(rows), model.vocab.pad_id or 0, sample_id=[number] * len(rows))
+        expected.append(int(model.eval().mean_nll(batch, 0, 4).argmin()))
+    assert found["chosen"] == expected
     assert "rows as in the model's training, EOS included" in found["rules"]
 
 

@@ -40,6 +40,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     pairs(Path("pairs"), count=6)
     shutil.copytree("masked-0/model", "no-tokenizer", ignore=shutil.ignore_patterns("tokenizer*"))
     shutil.copytree("masked-0/model", "copy")
+    shutil.copytree("masked-0/model", "lower")
+    tokenizer = json.loads(Path("lower/tokenizer.json").read_text())
+    Path("lower/tokenizer.json").write_text(json.dumps({**tokenizer, "normalizer": {"type": "Lowercase"}}))
     model = load("masked-0")
     classifier = ClassifierSpec(backbone=model.spec.backbone).build(model.vocab)
     classifier.tokenizer = model.tokenizer
@@ -109,6 +112,25 @@ def test_passages_depend_on_no_tokenizer_and_0_leaves_documents_whole() -> None:
     assert all(score.characters <= 60 for score in cut.scores)
     for name in ("text_bytes", "characters", "words"):
         assert sum(getattr(score, name) for score in cut.scores) == sum(getattr(score, name) for score in whole.scores)
+
+
+def test_a_tokenizer_that_loses_text_is_shown_and_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 12 lines in passages of their own, 3 have a capital: on text without one the same tokenizer loses nothing."""
+    line = "the old cat sat on a red mat and drank tea where the dog ran.\n"
+    Path("capital.txt").write_text((line * 3 + line.capitalize()) * 3)
+    found = {
+        one["data"]: one for one in compared("lower", "autoregressive", *QUICK, "--passage", "62", "--data", "capital.txt", "text.txt")
+    }
+    said = " ".join(capsys.readouterr().out.split())
+    lost = {data: {model["model"]: model["lost"] for model in one["models"]} for data, one in found.items()}
+    assert lost["text.txt"] == {"lower": 0, "autoregressive": 0}
+    assert lost["capital.txt"] == {"lower": pytest.approx(0.25), "autoregressive": 0}
+    (pair,) = found["capital.txt"]["pairs"]
+    assert set(pair["refused"]) == {"tokens", "text_bytes", "characters", "words"}
+    assert pair["statement"].startswith("not comparable: the tokenizer of lower loses text, which costs nothing: 25 % of the texts")
+    assert pair["p"] is None
+    assert "the tokenizer of lower loses text: 25 % of the texts do not come back from their tokens" in said
+    assert "text_bytes" in found["text.txt"]["pairs"][0]["difference_in_nats_per"]
 
 
 def test_what_is_measured_is_used_again_and_a_model_can_join(capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,4 +262,13 @@ def test_families_are_named_by_what_their_runs_share() -> None:
     found = families(runs(("small-0", "s"), ("small-1", "s"), ("big-lr-0", "b"), ("big-lr-1", "b"), ("gpt2", "g")))
     assert found == {"small": ["small-0", "small-1"], "big-lr": ["big-lr-0", "big-lr-1"], "gpt2": ["gpt2"]}
     assert families(runs(("a", "x"), ("b", "x"))) == {"a ...": ["a", "b"]}
+    numbered = {
+        "gpt2": ["gpt2-0", "gpt2-1", "gpt2-10"],
+        "gpt3": ["gpt3_seed0", "gpt3_seed1"],
+        "pythia-1.4": ["pythia-1.4", "pythia-1.4-2"],
+        "one/masked": ["one/masked/seed-1", "one/masked/seed-2"],
+    }
+    assert families(runs(*((run, name) for name, of_family in numbered.items() for run in of_family))) == numbered
+    assert families(runs(("gpt2", "x"), ("gpt3", "x"))) == {"gpt2 ...": ["gpt2", "gpt3"]}  # a number of the name's own
+    assert families(runs(("gpt2", "x"), ("gpt3", "y"))) == {"gpt2": ["gpt2"], "gpt3": ["gpt3"]}
     assert families(runs(("m-0", "x"), ("m-1", "x"), ("m-2", "y"), ("m-3", "y"))) == {"m": ["m-0", "m-1"], "m-2 ...": ["m-2", "m-3"]}

@@ -1,4 +1,4 @@
-"""Multiple choice: the least nats win, in all, per byte or per token, and all choices of a question meet the same noise."""
+"""Multiple choice: the least nats win, in all, per character or per token, and all choices of a question meet the same noise."""
 
 import json
 import math
@@ -35,18 +35,21 @@ def row(tokens: list[int], text_bytes: int) -> Example:
 
 
 def test_the_least_nats_win_in_each_unit() -> None:
-    """A token costs its id modulo 7: the choices cost 6, 8 and 5 nats in 1, 2 and 5 tokens and 3, 8 and 2 bytes."""
-    rows = [row([6], 3), row([4, 4], 8), row([1, 1, 1, 1, 1], 2)]
-    found = scored(given(nll_is_bound=False), [Question("q", ("a", "b", "c"), answer) for answer in (2, 1, 0)], lambda question: rows)
+    """A token costs its id modulo 7: the choices cost 6, 8 and 5 nats in 1, 2 and 5 tokens, and have 3, 8 and 2 characters (and more bytes,
+    by which the last would win).
+    """
+    choices = ("abc", "no space", "東京")
+    rows = [row([6], 3), row([4, 4], 8), row([1, 1, 1, 1, 1], 6)]
+    found = scored(given(nll_is_bound=False), [Question("q", choices, answer) for answer in (2, 1, 0)], lambda question: rows)
     assert found.chosen == (2, 2, 2)
     assert found.total.value == pytest.approx(1 / 3)  # 6, 8, 5: the last
-    assert found.per_byte.value == pytest.approx(1 / 3)  # 2, 1, 2.5: the second
+    assert found.per_character.value == pytest.approx(1 / 3)  # 2, 1, 2.5: the second
     assert found.per_token.value == pytest.approx(1 / 3)  # 6, 4, 1: the last
     assert found.total.error == pytest.approx(math.sqrt(1 / 3 * 2 / 3 / 2))
     assert found.chance == pytest.approx(1 / 3)
     assert (found.kind, found.questions) == ("exact", 3)
-    second = scored(given(nll_is_bound=False), [Question("q", ("a", "b", "c"), 1)], lambda question: rows)
-    assert (second.total.value, second.per_byte.value, second.per_token.value) == (0, 1, 0)
+    second = scored(given(nll_is_bound=False), [Question("q", choices, 1)], lambda question: rows)
+    assert (second.total.value, second.per_character.value, second.per_token.value) == (0, 1, 0)
 
 
 def test_a_choice_costs_what_the_model_says_of_it_after_its_context() -> None:
@@ -67,6 +70,15 @@ def test_a_long_context_loses_its_beginning() -> None:
     assert model.tokenizer.decode(example.tokens[-sum(example.target) :]) == "qq"
     with pytest.raises(ValueError, match=r"the choice 'bqbq.*' has \d+ tokens and the model reads 23"):
         rows(Question("a", ("bq" * 30, "c"), 0))
+
+
+def test_a_choice_that_melts_into_its_context_is_named() -> None:
+    """Both " t" and " the" are one token, so "he" after "a t" adds none."""
+    rows = Continued(built(AutoregressiveSpec(backbone=TRUNK)))
+    tokens = [len(rows.encode.tokenizer.encode(text)) for text in ("a t", "a the")]
+    assert tokens[1] <= tokens[0]
+    with pytest.raises(ValueError, match="the choice 'he' has no token of its own, the tokenizer merges it into the end of its context"):
+        rows(Question("a t", ("x", "he"), 0))
 
 
 def test_choices_of_a_question_meet_the_same_noise() -> None:
@@ -91,6 +103,7 @@ WRONG = [
     ({"context": "q", "choices": ["a", "b"], "answer": 2}, "answer is 2, expected a number from 0 to 1"),
     ({"context": "q", "choices": ["a", "b"], "answer": True}, "answer is True"),
     ({"context": "q", "choices": ["B", "A"], "answer": "C"}, "answer is 'C'"),
+    ({"context": "q", "choices": ["B", "A"], "answer": "A"}, "answer 'A' is the text of one choice and the letter of another"),
 ]
 
 
@@ -104,9 +117,9 @@ def test_a_row_that_is_no_question_is_named(tmp_path: Path, record: dict[str, An
 
 def test_an_answer_is_a_number_a_text_or_a_letter(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
-    asked = [(["x", "y"], 1), (["x", "y"], "y"), (["x", "y"], "B"), (["B", "A"], "A")]
+    asked = [(["x", "y"], 1), (["x", "y"], "y"), (["x", "y"], "B"), (["A", "y"], "B"), (["A", "B"], "B"), (["x", "D"], "D")]
     path.write_text("".join(json.dumps({"question": "q", "choices": choices, "answer": answer}) + "\n" for choices, answer in asked))
-    assert [question.answer for question in read_questions(path)] == [1, 1, 1, 1]
+    assert [question.answer for question in read_questions(path)] == [1] * len(asked)
 
 
 def test_the_command_answers_and_says_how(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

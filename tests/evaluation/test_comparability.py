@@ -59,6 +59,20 @@ def test_what_changes_no_number_is_compared(what: str) -> None:
     assert [refusal(measured(NATS), other(**HARMLESS[what]), per) for per in UNITS] == [None] * 4
 
 
+def test_what_a_tokenizer_loses_is_no_gain_of_its_model() -> None:
+    """Refused in every unit, from both sides, but for models that share the tokenizer, and so the loss."""
+    whole, lossy, other_lossy = measured(NATS), other(tokenizer="lower", lost=0.25), other(tokenizer="unknown", lost=1 / 3)
+    for per in UNITS:
+        reason = refusal(whole, lossy, per)
+        assert reason == "the tokenizer of b loses text, which costs nothing: 25 % of the texts do not come back from their tokens"
+        assert refusal(lossy, whole, per) == reason
+        assert refusal(lossy, replace(lossy, model="c"), per) is None
+        two = refusal(replace(lossy, model="a"), other_lossy, per)
+        assert two == refusal(other_lossy, replace(lossy, model="a"), per)
+        assert two is not None
+        assert "of b loses text, which costs nothing: 33.3 % and with that of a 25 % of the texts" in two
+
+
 def test_rows_of_responses_may_be_of_other_lengths_because_each_holds_all_of_one() -> None:
     a, b = (measured(NATS, rules=replace(RULES, unit="response", length=n, stride=n)) for n in (30, 50))
     assert refusal(a, b, "text_bytes") is None
@@ -108,3 +122,5 @@ def test_the_text_in_a_window_is_told_where_tokenizers_differ() -> None:
     # a token is 4 characters of text; with 5 tokens for a text of 40 characters it is 8
     coarse = replace(other(tokenizer="words"), scores=tuple(s._replace(tokens=5) for s in other().scores))
     assert differing_context([measured(NATS), coarse]) == "characters that a window holds: a 512, b 1024"
+    responses = [replace(m, rules=replace(RULES, unit="response")) for m in (measured(NATS), coarse)]
+    assert differing_context(responses) is None  # a row holds all of a pair

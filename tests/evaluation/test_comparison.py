@@ -44,6 +44,19 @@ def test_every_pair_is_tested_once_and_adjusted_for_the_others() -> None:
     assert found[2].claim.better == "a"  # per byte
 
 
+def test_each_data_set_is_a_family_of_tests_and_says_so() -> None:
+    """The same pairs beside another data set's have the p-values that they have alone."""
+    runs = [model("a", 0.0), model("b", 0.3), model("c", 0.35)]
+    alone = compared("one", runs)
+    beside = [compared(data, runs) for data in ("one", "two")]
+    assert [one.numbers["pairs"] for one in beside] == [alone.numbers["pairs"]] * 2
+    raw = [difference(one.a, one.b, "text_bytes", RESAMPLES).p for one in pairings(runs)]
+    assert min(pair["p"] for pair in alone.numbers["pairs"]) == pytest.approx(3 * min(raw))
+    assert "adjusted by Holm over the pairs of this data set, not across data sets" in alone.tables[1].note
+    families = compared("one", runs, {"a": ["a"], "b": ["b"]})
+    assert "not across data sets" in families.tables[2].note
+
+
 def test_a_pair_that_cannot_be_compared_is_no_test() -> None:
     found = pairings([model("a", 0.0), model("b", 1.0), model("c", 0.0, rules=replace(RULES, end=True))])
     assert [math.isnan(one.p) for one in found] == [False, True, True]
@@ -86,6 +99,21 @@ def test_a_claim_about_families_needs_three_seeds_of_each_and_both_tests() -> No
     assert math.isnan(few.p)
 
 
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_two_or_three_texts_have_an_error_and_no_interval(count: int) -> None:
+    """Their resamples of one text alone have no spread, whatever rounding leaves of it, and are more than 5 % of all."""
+    draw = numpy.random.default_rng(count)
+    for _ in range(20):
+        costs = 10 + draw.gamma(9.0, 2.0, size=(2, count))
+        a, b = (measured(nats.tolist(), [7, 11, 13, 17][:count], model=name) for nats, name in zip(costs, "ab", strict=True))
+        (pair,) = pairings([a, b])
+        assert (pair.nats["tokens"].error > 0, pair.claim.better) == (True, None)
+        assert math.isinf(pair.nats["tokens"].high) is (count < 4)
+        assert abs(pair.nats["tokens"].value) < 10
+        cell = compared("texts", [a, b]).tables[1].rows[0][1]
+        assert cell.endswith("(no interval)") is (count < 4), cell
+
+
 def test_runs_that_are_no_family_are_refused() -> None:
     with pytest.raises(ValueError, match=r"twice has training seeds \[0, 0\]: runs of one seed are not independent"):
         Family("twice", (model("a", 0.0), model("b", 0.1)))
@@ -120,6 +148,9 @@ def test_tables_tell_every_number_with_its_kind_and_its_seed() -> None:
     assert "upper bounds are means of 1 draws for each window (noise seed 0)" in rules
     assert "characters that a window holds" in rules
     json.dumps(found.numbers, allow_nan=False)
+    lossy = compared("texts", [replace(best, lost=0.125), worst])
+    assert [row[0] for row in lossy.tables[0].rows] == ["a", "b"]
+    assert "the tokenizer of a loses text: 12.5 % of the texts do not come back from their tokens" in "\n".join(lossy.rules)
 
 
 def test_tables_of_families_set_both_errors_side_by_side() -> None:

@@ -2,12 +2,15 @@ import json
 import math
 import socket
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
-from torch import Tensor, multiprocessing
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import textdiff
@@ -23,6 +26,7 @@ from textdiff.data.windows import Windows
 from textdiff.evaluation.likelihood import EvaluationStopped, likelihood, sequence_nats
 from textdiff.evaluation.measurement import Measurement, Rules
 from textdiff.evaluation.measuring import Settings, Texts, measure
+from textdiff.evaluation.raw import Raw
 from textdiff.evaluation.scoring import Running
 from textdiff.vocab import Vocab
 
@@ -178,7 +182,8 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path: Path) -> None:
 
 def _of_two(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    wait = timedelta(seconds=60)  # for a process that has failed
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2, timeout=wait)
     found = [measure(tiny(build), "x", DOCUMENTS, SHORT) for build in (autoregressive, diffusion)]
     stop = stop_after(2) if rank == 1 else lambda: False  # one process is told to stop, and both do
     path = folder / "x.jsonl"
@@ -189,6 +194,11 @@ def _of_two(rank: int, port: int, folder: Path) -> None:
     found.append(measure(given(noise=3.0), "x", MANY, TARGET))
     with pytest.raises(ValueError, match=r"x\.jsonl holds a measurement with model 'x', not 'other'"):
         measure(tiny(diffusion), "other", DOCUMENTS, SHORT, path)
+    full = patch.object(Raw, "add", side_effect=OSError("disk full"))  # only the first process writes
+    with full, pytest.raises((OSError, RuntimeError), match="disk full"):
+        measure(given(), "x", DOCUMENTS, SHORT, folder / "full.jsonl")
+    with pytest.raises(ValueError, match="gives a text nan nats"):
+        measure((Broken if rank == 1 else Given)(), "x", DOCUMENTS, SHORT)  # type: ignore[arg-type]
     for number, measurement in enumerate(found):
         measurement.write(folder / f"{rank}-{number}.jsonl")
     torch.distributed.destroy_process_group()
@@ -198,7 +208,7 @@ def test_two_processes_find_the_bits_that_one_finds(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_of_two, (port, tmp_path), nprocs=2)
+    spawn(_of_two, (port, tmp_path), nprocs=2)
     one = [measure(tiny(build), "x", DOCUMENTS, SHORT) for build in (autoregressive, diffusion, diffusion)]
     one.append(measure(given(noise=3.0), "x", MANY, TARGET))
     assert one[-1].draws > 2

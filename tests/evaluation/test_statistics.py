@@ -12,7 +12,7 @@ import torch
 from tests.evaluation.measurements import measured
 from textdiff.batch import Batch, Clean
 from textdiff.evaluation.measurement import Measurement
-from textdiff.evaluation.statistics import Estimate, adjusted, difference, drawn, ratio
+from textdiff.evaluation.statistics import Estimate, adjusted, difference, drawn, ratio, ratio_error
 from textdiff.oracle import Markov, Oracle
 from textdiff.processes.exact_count import ExactCount
 from textdiff.processes.masked import Masked
@@ -221,3 +221,16 @@ def test_what_has_no_number_is_refused() -> None:
             difference(a, other, "tokens")
     with pytest.raises(ValueError, match="resamples is 10, expected 100 or more"):
         ratio(a, "tokens", resamples=10)
+
+
+def test_the_error_of_a_ratio_is_that_of_its_residuals() -> None:
+    """For equal sizes that of a mean, and for ragged ones the spread of the ratio over fresh samples."""
+    generator = numpy.random.default_rng(0)
+    x = generator.normal(size=9)
+    assert ratio_error(x, numpy.ones(9)) == pytest.approx(x.std(ddof=1) / 3)
+    assert ratio_error(x, numpy.full(9, 4.0)) == pytest.approx(x.std(ddof=1) / 12)
+    y = generator.integers(1, 20, size=(4000, 200)).astype(float)
+    x = 3 * y + generator.normal(size=y.shape) * numpy.sqrt(y)
+    ratios = x.sum(1) / y.sum(1)
+    assert numpy.mean([ratio_error(*sample) for sample in zip(x, y, strict=True)]) == pytest.approx(ratios.std(), rel=0.03)
+    assert all(math.isnan(ratio_error(numpy.array(x), numpy.ones(len(x)))) for x in ([], [1.0], [1.0, math.inf], [1.0, math.nan]))

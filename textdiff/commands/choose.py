@@ -1,8 +1,9 @@
 """`textdiff choose MODEL --data FILE`: multiple-choice accuracy of any checkpoint."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,8 @@ from textdiff.commands.device import device_named
 
 if TYPE_CHECKING:
     from textdiff.batch import Example
-    from textdiff.evaluation.choices import Question
-
-_USUAL_LENGTH = 128
+    from textdiff.commands.pair_rows import PairReader
+    from textdiff.evaluation.choices import Continued, Question
 
 
 @dataclass(frozen=True)
@@ -41,16 +41,19 @@ class Choose:
     def run(self) -> None:
         """Print the accuracies; write them as json when asked."""
         from rich.console import Console
+        from transformers.utils import logging
 
         from textdiff.commands.contenders import opened
         from textdiff.evaluation.choices import Continued, read_questions, scored
         from textdiff.report import print_labelled, scoring
 
+        logging.disable_progress_bar()
         self._check()
         questions = read_questions(self.data)[: self.limit]
         device = device_named(self.device)
         model = opened(self.model)
-        rows = self._pairs(model) or Continued(model)
+        reader = self._reader(model)
+        rows = Continued(model) if reader is None else partial(self._pairs, reader)
         model.to(device)  # type: ignore[arg-type]
         with scoring() as bar:
             found = scored(model, questions, rows, self.draws, self.batch_size, self.seed, bar)
@@ -61,12 +64,12 @@ class Choose:
         )
         by_unit = {
             "nats of a choice (acc)": found.total,
-            "nats per byte (acc_norm)": found.per_byte,
+            "nats per character (acc_norm)": found.per_character,
             "nats per token": found.per_token,
         }
         for by, share in by_unit.items():
             console.print(f"right   {100 * share.value:5.1f} ± {100 * share.error:.1f} %  by {by}", soft_wrap=True)
-        rules = self._rules(found.kind, rows.shortened if isinstance(rows, Continued) else None)
+        rules = self._rules(found.kind, rows if isinstance(rows, Continued) else None, reader)
         print_labelled(console, "counted", *rules)
         if self.json is not None:
             settings = {"draws": self.draws if found.kind != "exact" else 1, "seed": self.seed, "rules": rules}
@@ -74,13 +77,16 @@ class Choose:
             self.json.write_text(json.dumps(record, indent=2) + "\n")
             print(f"wrote {self.json}")
 
-    def _rules(self, kind: str, shortened: int | None) -> list[str]:
-        """How it was counted; `shortened` rows lost the beginning of their context, None where rows are the training's own."""
+    def _rules(self, kind: str, continued: "Continued | None", reader: "PairReader | None") -> list[str]:
+        """How it was counted, by either of the two ways of making rows."""
         exact = kind == "exact"
         noise = [] if exact else [f"{self.draws} draws, the same noise for all choices of a question"]
-        how = "rows as in the model's training, EOS included"
-        if shortened is not None:
-            how = f"no EOS; {shortened} rows lost the beginning of their context"
+        if continued is not None:
+            how = f"no EOS; {continued.shortened} rows lost the beginning of their context"
+        elif reader is not None and reader.shape is not None:
+            how = "rows as in the model's training, EOS included"
+        else:
+            how = "the encoder reads the context, EOS included"
         likelihoods = f"each likelihood is {'exact' if exact else f'an {kind}'}"
         return [likelihoods, *noise, how, "of equal costs the first choice", "± is one standard error over questions"]
 
@@ -93,22 +99,23 @@ class Choose:
         if self.json is not None and self.json.is_dir():
             raise ValueError(f"{self.json} is a folder: name the json file to write")
 
-    def _pairs(self, model: Any) -> "Callable[[Question], Sequence[Example]] | None":
-        """The rows of a model that was trained on pairs, or has an encoder; None for another."""
+    def _reader(self, model: Any) -> "PairReader | None":
+        """How a model that was trained on pairs, or has an encoder, reads them; None for another."""
         from textdiff.commands.pair_rows import PairReader
+
+        reader = PairReader.of(model, self.model, None, usual=model.backbone.max_length)
+        return reader if reader.shape is not None or reader.encoder else None
+
+    def _pairs(self, reader: "PairReader", question: "Question") -> "Sequence[Example]":
+        """The rows of a question; raises ValueError for one that they have no room for."""
         from textdiff.data.readers import Pair
-        from textdiff.decoding import has_encoder
 
-        reader = PairReader.of(model, self.model, None, min(_USUAL_LENGTH, model.max_length))
-        if reader.shape is None and not has_encoder(model):
-            return None
-
-        def rows(question: "Question") -> "Sequence[Example]":
-            pairs = [Pair(question.context, choice) for choice in question.choices]
-            if len(reader.fitting(pairs)) < len(pairs):
-                raise ValueError(
-                    f"the question {question.context[:40]!r} or a choice of it is longer than what {self.model} was trained on"
-                )
-            return list(reader.rows(pairs))
-
-        return rows
+        pairs = [Pair(question.context, choice) for choice in question.choices]
+        if reader.shape is not None and len(reader.fitting(pairs)) < len(pairs):
+            raise ValueError(f"the question {question.context[:40]!r} or a choice of it is longer than what {self.model} was trained on")
+        long = reader.too_long(pairs) if reader.shape is None else None
+        if long is not None:
+            raise ValueError(
+                f"the question {question.context[:40]!r} is too long for {self.model} ({long[1]}, {reader.length} fit): shorten it"
+            )
+        return list(reader.rows(pairs))

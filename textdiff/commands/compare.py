@@ -5,7 +5,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from textdiff.commands.pair_rows import PairReader
     from textdiff.evaluation.measurement import Measurement
     from textdiff.evaluation.measuring import Settings, Texts
+    from textdiff.training.signals import StopRequest
 
 _USUAL_LENGTH = 128
 
@@ -81,46 +82,52 @@ class Compare:
 
     def _run(self, accelerator: "Accelerator") -> None:
         from textdiff.commands.contenders import families, short_names
-        from textdiff.training.session import on_main
+        from textdiff.commands.pair_rows import readable
+        from textdiff.evaluation.collective import from_first
 
         device = accelerator.device if self.device is None else device_named(self.device)
         names = short_names(self.models)
         labels = short_names([name.removeprefix("builtin:") for name in self.data])
         sets = {label: self._texts(source) for label, source in zip(labels, self.data, strict=True)}
-        sets, contenders = self._looked_at(names, sets)
-        settings, groups = self._settings(contenders), families(contenders) if self.seeds else None
-        out = on_main(accelerator, self._folder)
+        contenders, readers = self._looked_at(names, sets)
+        settings, groups = self._settings(contenders, sets), families(contenders) if self.seeds else None
+        for label, data in sets.items():
+            if data.unit == "response":
+                sets[label] = readable(data, list(readers.values()), self.length is not None)
+        out = from_first(self._folder)
         begun = time.perf_counter()
-        measured = self._measured(accelerator, device, contenders, sets, settings, out)
-        if accelerator.is_main_process:
-            self._report(contenders, groups, measured, out, time.perf_counter() - begun)
+        measured = self._measured(accelerator, device, contenders, readers, sets, settings, out)
+        from_first(lambda: self._report(contenders, groups, measured, out, time.perf_counter() - begun))
 
     def _texts(self, source: str) -> "Texts":
         from textdiff.commands.compared_texts import compared_texts
 
         return compared_texts(source, self.columns, self.split, self.detokenizer, self.passage, self.limit)
 
-    def _looked_at(self, names: Sequence[str], sets: "dict[str, Texts]") -> "tuple[dict[str, Texts], list[Contender]]":
-        """Every model opened once, and of pairs those that all of them have rows for, before any time is spent on measuring."""
+    def _looked_at(self, names: Sequence[str], sets: "Mapping[str, Texts]") -> "tuple[list[Contender], dict[str, PairReader]]":
+        """Every model opened once, before any time is spent on measuring; where there are pairs, how each reads them, by its name."""
         from textdiff.commands.contenders import contender, opened
         from textdiff.commands.pair_rows import PairReader
 
-        contenders = []
+        contenders, readers = [], {}
+        texts = [label for label, data in sets.items() if data.unit != "response"]
         for place, name in zip(self.models, names, strict=True):
             model = opened(place)
-            contenders.append(contender(model, place, name))
-            for label, data in sets.items():
-                if data.unit == "response":
-                    sets = {**sets, label: _only(data, PairReader.of(model, place, self.length, usual=_USUAL_LENGTH), place)}
-                elif contenders[-1].encoder:
-                    raise ValueError(f"{place} has an encoder and {label} no prompts for it: give pairs, such as rows with src and trg")
-        return sets, contenders
+            found = contender(model, place, name)
+            if found.encoder and texts:
+                raise ValueError(f"{place} has an encoder and {texts[0]} no prompts for it: give pairs, such as rows with src and trg")
+            if len(texts) < len(sets):
+                readers[name] = PairReader.of(model, place, self.length, usual=found.reads)
+            contenders.append(found)
+        return contenders, readers
 
-    def _settings(self, contenders: "Sequence[Contender]") -> "Settings":
+    def _settings(self, contenders: "Sequence[Contender]", sets: "Mapping[str, Texts]") -> "Settings":
         """One length for all; raises ValueError for one that a model cannot read, and for windows that cannot be made."""
         from textdiff.data.windows import Windows
         from textdiff.evaluation.measuring import Settings
 
+        if (self.stride is not None or self.end) and all(data.unit == "response" for data in sets.values()):
+            raise ValueError("stride and end are of windows of text, and all data are pairs, which are read whole: leave them out")
         shortest = min(contenders, key=lambda found: found.reads)
         length = min(_USUAL_LENGTH, shortest.reads) if self.length is None else self.length
         if length > shortest.reads:
@@ -153,6 +160,7 @@ class Compare:
         accelerator: "Accelerator",
         device: Any,
         contenders: "Sequence[Contender]",
+        readers: "Mapping[str, PairReader]",
         sets: "dict[str, Texts]",
         settings: "Settings",
         out: Path,
@@ -163,7 +171,7 @@ class Compare:
 
         with StopRequest(accelerator, None) as stop:
             try:
-                found = [self._scored(one, accelerator, device, sets, settings, out, stop.should_stop) for one in contenders]
+                found = [self._scored(one, readers.get(one.name), accelerator, device, sets, settings, out, stop) for one in contenders]
             except EvaluationStopped:
                 if accelerator.is_main_process:
                     print(f"stopped: the same command goes on in {out}", file=sys.stderr)
@@ -173,26 +181,25 @@ class Compare:
     def _scored(
         self,
         found: "Contender",
+        reader: "PairReader | None",
         accelerator: "Accelerator",
         device: Any,
         sets: "dict[str, Texts]",
         settings: "Settings",
         out: Path,
-        should_stop: "Callable[[], bool]",
+        stop: "StopRequest",
     ) -> "dict[str, Measurement]":
         """One model on every data set; its weights are let go before the next one's are opened."""
         from textdiff.commands.comparison_view import measuring
         from textdiff.commands.contenders import file_name, opened
-        from textdiff.commands.pair_rows import PairReader
         from textdiff.evaluation.measuring import measure
 
         model, results = opened(found.place).to(device), {}
         for label, data in sets.items():
             path = out / "likelihood" / f"{file_name(found.name)}@{file_name(label)}.jsonl"
-            reader = PairReader.of(model, found.place, self.length, settings.length or _USUAL_LENGTH) if data.unit == "response" else None
-            rows = None if reader is None else reader.rows
+            rows = None if reader is None or data.unit != "response" else reader.rows
             with measuring(f"{found.name} on {label}", accelerator.is_main_process) as progress:
-                results[label] = measure(model, found.name, data, settings, path, progress, should_stop, rows, found.seed)
+                results[label] = measure(model, found.name, data, settings, path, progress, stop.should_stop, rows, found.seed)
         return results
 
     def _report(
@@ -212,7 +219,8 @@ class Compare:
         console = Console(highlight=False)
         found = [compared(label, those, groups) for label, those in measured.items()]
         shortest = min(contenders, key=lambda one: one.reads)
-        if self.length is None and shortest.reads < _USUAL_LENGTH:
+        windows = any(m.rules.unit != "response" for those in measured.values() for m in those)
+        if self.length is None and windows and shortest.reads < _USUAL_LENGTH:
             found[-1].rules.append(f"windows have {shortest.reads} tokens because {shortest.name} reads no more")
         for one in found:
             console.print()
@@ -256,17 +264,6 @@ class Compare:
             raise ValueError(f"limit is {self.limit}, expected 1 or more")
         if self.columns is not None and not 1 <= len(self.columns) <= 2:
             raise ValueError(f"columns are {list(self.columns)}, expected one text column, or a prompt and a response column")
-
-
-def _only(data: "Texts", reader: "PairReader", place: str) -> "Texts":
-    """The pairs that a model has rows for; raises ValueError when none is left."""
-    from textdiff.data.readers import Pair
-
-    kept = reader.fitting([pair for pair in data.texts if isinstance(pair, Pair)])
-    if not kept:
-        raise ValueError(f"{place} reads shorter rows than any pair of {data.description}: choose other data")
-    left = len(data.texts) - len(kept)
-    return data._replace(texts=kept, description=data.description + (f"; {left} too long for {place} left out" if left else ""))
 
 
 def _unfinished(folder: Path, command: str) -> bool:

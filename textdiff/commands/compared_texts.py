@@ -2,13 +2,24 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
+    from textdiff.data.readers import Pair
     from textdiff.data.splits import Splits
     from textdiff.evaluation.measuring import Texts
 
 Record = TypeVar("Record")
+
+
+class _Asked(NamedTuple):
+    """What of a source is read, and how."""
+
+    source: str
+    columns: Sequence[str] | None
+    split: str | None
+    convention: str
+    note: str = ""
 
 
 def compared_texts(
@@ -21,46 +32,72 @@ def compared_texts(
     `convention` names what is done to the data's own tokenisation. A source zero-shot:NAME stands for a data set as published tables read
     it, with its own column, split and detokenizer. Raises ValueError with one line for what cannot be had.
     """
-    from textdiff.data.conventions import PREFIX, detokenizer
-    from textdiff.data.conventions import convention as published
     from textdiff.data.corpora import resolve
-    from textdiff.data.readers import Pair
     from textdiff.data.source import local_path
     from textdiff.data.splits import Splits
+
+    asked = _as_published(_Asked(source, columns, split, convention))
+    corpus = resolve(asked.source, asked.columns)
+    split = asked.split or ("validation" if local_path(corpus.name) is None else "all")
+    if split not in (*Splits._fields, "all"):
+        raise ValueError(f"there is no split {split!r}: expected train, validation, test or all")
+    if corpus.holds_pairs:
+        found = _responses(corpus.pairs(), split, asked.convention)
+    else:
+        found = _passages(corpus.texts(), split, asked.convention, characters)
+    if not found.texts:
+        raise ValueError(f"the {split} split of {asked.source} holds nothing to score: choose other data")
+    cut = f" of at most {characters:,} characters" if found.unit == "passage" else ""
+    found = _thinned(found, limit)
+    return found._replace(description=f"{corpus.description}; split {split}; {found.unit}s{cut}{found.description}{asked.note}")
+
+
+def _as_published(asked: _Asked) -> _Asked:
+    """A source zero-shot:NAME with its convention filled in; any other as it is."""
+    from textdiff.data.conventions import PREFIX, convention
+
+    if not asked.source.startswith(PREFIX):
+        return asked
+    given = convention(asked.source.removeprefix(PREFIX))
+    if asked.columns is not None or asked.convention not in ("none", given.detokenizer) or asked.split not in (None, given.split):
+        said = f"column {given.column}, split {given.split} and detokenizer {given.detokenizer}"
+        raise ValueError(f"{asked.source} is read with {said}: leave those options out, or name {given.source} itself")
+    return _Asked(given.source, (given.column,), given.split, given.detokenizer, f"; {given.note}")
+
+
+def _responses(pairs: "Splits[Pair]", split: str, convention: str) -> "Texts":
+    """Every pair of a split."""
+    from textdiff.data.conventions import detokenizer
+    from textdiff.data.readers import Pair
+    from textdiff.evaluation.measuring import Texts
+
+    clean = detokenizer(convention)
+    return Texts("", "response", [Pair(clean(pair.prompt), clean(pair.response)) for pair in _chosen(pairs, split)], convention)
+
+
+def _passages(texts: "Splits[str]", split: str, convention: str, characters: int) -> "Texts":
+    """Every document of a split, cut into passages where `characters` is not 0."""
+    from textdiff.data.conventions import detokenizer
     from textdiff.data.windows import passages
     from textdiff.evaluation.measuring import Texts
 
-    note = ""
-    if source.startswith(PREFIX):
-        given = published(source.removeprefix(PREFIX))
-        if columns is not None or convention not in ("none", given.detokenizer) or split not in (None, given.split):
-            said = f"column {given.column}, split {given.split} and detokenizer {given.detokenizer}"
-            raise ValueError(f"{source} is read with {said}: leave those options out, or name {given.source} itself")
-        columns, split, convention, note = (given.column,), given.split, given.detokenizer, f"; {given.note}"
-        source = given.source
     clean = detokenizer(convention)
-    corpus = resolve(source, columns)
-    if split is None:
-        split = "validation" if local_path(corpus.name) is None else "all"
-    if split not in (*Splits._fields, "all"):
-        raise ValueError(f"there is no split {split!r}: expected train, validation, test or all")
-    texts: Sequence[str] | Sequence[Pair]
-    documents: list[int] = []
-    if corpus.holds_pairs:
-        unit, texts = "response", [Pair(clean(pair.prompt), clean(pair.response)) for pair in _chosen(corpus.pairs(), split)]
-    else:
-        unit, texts = "document", [clean(text) for text in _chosen(corpus.texts(), split)]
-        if characters:
-            parts = [passages([text], characters) for text in texts]
-            unit, texts = "passage", [passage for part in parts for passage in part]
-            documents = [number for number, part in enumerate(parts) for _ in part]
-    every = 1 if limit is None else max(1, math.ceil(len(texts) / limit))
-    taken = texts[::every]
-    if not taken:
-        raise ValueError(f"the {split} split of {source} holds nothing to score: choose other data")
-    cut = f" of at most {characters:,} characters" if unit == "passage" else ""
-    part = f", {len(taken):,} of {len(texts):,}, evenly spaced" if every > 1 else ""
-    return Texts(f"{corpus.description}; split {split}; {unit}s{cut}{part}{note}", unit, taken, convention, documents[::every])
+    documents = [clean(text) for text in _chosen(texts, split)]
+    if not characters:
+        return Texts("", "document", documents, convention)
+    parts = [passages([text], characters) for text in documents]
+    numbers = [number for number, part in enumerate(parts) for _ in part]
+    return Texts("", "passage", [passage for part in parts for passage in part], convention, numbers)
+
+
+def _thinned(found: "Texts", limit: int | None) -> "Texts":
+    """At most `limit` texts, evenly spaced, which the description then says."""
+    every = 1 if limit is None else math.ceil(len(found.texts) / limit)
+    if every <= 1:
+        return found
+    taken, total = found.texts[::every], len(found.texts)
+    part = f", {len(taken):,} of {total:,}, evenly spaced"
+    return found._replace(description=found.description + part, texts=taken, documents=found.documents[::every])
 
 
 def _chosen(splits: "Splits[Record]", split: str) -> "list[Record]":

@@ -15,6 +15,9 @@ _FREE = re.compile(
     r"recipe\.(out|train\.(seed|resume|keep|log_every|checkpoint_every|evaluate_every|accumulation)|(evaluation|scoring)\..*)"
 )
 
+# At the end of a name, the number of a run or of its seed, parted from a name that may end in a number of its own: gpt2-0, gpt2/seed1.
+_RUN_NUMBER = re.compile(r"[-_ /]+(seed|s)?[-_. ]?\d+$")
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -96,7 +99,7 @@ def file_name(name: str) -> str:
 
 
 def families(contenders: Sequence[Contender]) -> dict[str, list[str]]:
-    """The names of the runs of each family, under what those names begin with; a single run keeps its own.
+    """The names of the runs of each family, under those names without the numbers of runs; a single run keeps its own.
 
     Raises ValueError for two runs of one recipe and one training seed, which are not independent.
     """
@@ -109,8 +112,7 @@ def families(contenders: Sequence[Contender]) -> dict[str, list[str]]:
         found.setdefault(one.family, []).append(one.name)
     result: dict[str, list[str]] = {}
     for runs in found.values():
-        first, last = min(runs), max(runs)
-        same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        shared = first if len(runs) == 1 else first[:same].rstrip("-_. 0123456789")
-        result[shared if shared and shared not in result else f"{first} ..."] = runs
+        shared = {runs[0]} if len(runs) == 1 else {_RUN_NUMBER.sub("", run) for run in runs}
+        name = shared.pop()
+        result[f"{min(runs)} ..." if shared or name in result else name] = runs
     return result

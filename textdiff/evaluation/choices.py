@@ -1,4 +1,4 @@
-"""Multiple choice: the answer to which a model gives the least nats after the question, in all or per byte or token of the answer."""
+"""Multiple choice: the answer to which a model gives the least nats after the question, in all or per character or token of the answer."""
 
 import math
 import string
@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from textdiff.batch import Example, collate
 from textdiff.data.readers import ROW_SUFFIXES, BadRows, read_rows
 from textdiff.data.tokenizer import Encoder
+from textdiff.evaluation.statistics import ratio_error
 from textdiff.models.base import LanguageModel
 
 _QUESTION = ("context", "prompt", "question")  # columns, the first that is there
@@ -38,22 +41,23 @@ class Choices:
     chance: float  # of a guess
     kind: str  # of the likelihoods: "exact" or "upper bound"
     total: Share  # by the nats of a choice: lm-eval's acc
-    per_byte: Share  # by nats per byte: lm-eval's acc_norm, which counts characters
+    per_character: Share  # by nats per character of the choice as it is written: lm-eval's acc_norm
     per_token: Share
     chosen: tuple[int, ...]  # by total nats, of each question
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for json; None for the error of a single question, which does not exist."""
-        shares = {"total": self.total, "per_byte": self.per_byte, "per_token": self.per_token}
+        shares = {"total": self.total, "per_character": self.per_character, "per_token": self.per_token}
         plain = {name: {"value": value, "error": None if math.isnan(error) else error} for name, (value, error) in shares.items()}
         return {**asdict(self), **plain}
 
 
 def read_questions(path: Path) -> list[Question]:
     """The questions of a .jsonl, .json or .parquet file: context (or prompt, or question), choices, and the answer as its number from 0,
-    its text, or its letter where no choice is a letter.
+    its text, or its letter.
 
-    Raises ValueError naming the row that is not so, or the file that holds no rows.
+    Raises ValueError naming the row that is not so or whose answer is one choice by its text and another by its letter, and for a file
+    that holds no rows.
     """
     if path.suffix.lower() not in ROW_SUFFIXES:
         raise ValueError(f"{path} has suffix {path.suffix!r}, expected one of {', '.join(ROW_SUFFIXES)}")
@@ -81,11 +85,15 @@ def _answer(given: Any, choices: Sequence[str], place: str) -> int:
     letters = string.ascii_uppercase[: len(choices)]
     if isinstance(given, int) and not isinstance(given, bool) and 0 <= given < len(choices):
         return given
-    if isinstance(given, str) and given in choices:
-        return choices.index(given)
-    if isinstance(given, str) and len(given) == 1 and given in letters and not set(choices) & set(letters):
-        return letters.index(given)
-    raise ValueError(f"{place}: answer is {given!r}, expected a number from 0 to {len(choices) - 1}, the text of a choice, or its letter")
+    named = {choices.index(given)} if isinstance(given, str) and given in choices else set()
+    if isinstance(given, str) and len(given) == 1 and given in letters:
+        named.add(letters.index(given))
+    if len(named) > 1:
+        raise ValueError(f"{place}: answer {given!r} is the text of one choice and the letter of another: give its number from 0")
+    if not named:
+        expected = f"a number from 0 to {len(choices) - 1}, the text of a choice, or its letter"
+        raise ValueError(f"{place}: answer is {given!r}, expected {expected}")
+    return named.pop()
 
 
 class Continued:
@@ -102,7 +110,9 @@ class Continued:
         self.start: list[int] = [] if first is None else [first]
 
     def __call__(self, question: Question) -> list[Example]:
-        """A row for each choice; raises ValueError for a choice that does not fit by itself, or has nothing before it."""
+        """A row for each choice; raises ValueError for a choice that does not fit by itself, has nothing before it, or no token of its own,
+        because the tokenizer merges it into the context's last.
+        """
         context = question.context.rstrip()
         space = question.context[len(context) :]
         before, *whole = self.encode([context, *(context + space + choice for choice in question.choices)])
@@ -112,8 +122,12 @@ class Continued:
         ]
 
     def _row(self, before: list[int], whole: list[int], choice: str) -> Example:
-        scored = max(1, len(whole) - len(before))
-        room = self.length - len(self.start)
+        scored, room = len(whole) - len(before), self.length - len(self.start)
+        if scored < 1:
+            raise ValueError(
+                f"the choice {choice[:40]!r} has no token of its own, the tokenizer merges it into the end of its context: "
+                "let the choice begin, or the context end, with a space"
+            )
         if scored > room or (scored == len(whole) and not self.start):
             raise ValueError(
                 f"the choice {choice[:40]!r} has {scored} tokens and the model reads {room}, with something before it: shorten it"
@@ -141,6 +155,28 @@ def scored(
     if not questions:
         raise ValueError("there is no question to answer")
     made = [(number, example) for number, question in enumerate(questions) for example in rows(question)]
+    nats = _nats(model, made, draws, batch_size, seed, progress)
+    lost = next((number for (number, _), cost in zip(made, nats, strict=True) if math.isnan(cost)), None)
+    if lost is not None:
+        raise ValueError(f"the nats of question {lost + 1} ({questions[lost].context[:40]!r}) are not a number: check the model's weights")
+    sizes = {
+        "total": [1.0] * len(made),
+        "per_character": [float(len(choice)) for question in questions for choice in question.choices],
+        "per_token": [float(sum(example.target)) for _, example in made],
+    }
+    chosen = {name: _least(questions, [n / size for n, size in zip(nats, of, strict=True)]) for name, of in sizes.items()}
+    shares = {
+        name: _share([pick == question.answer for pick, question in zip(picks, questions, strict=True)]) for name, picks in chosen.items()
+    }
+    chance = math.fsum(1 / len(question.choices) for question in questions) / len(questions)
+    kind = "upper bound" if model.nll_is_bound else "exact"
+    return Choices(len(questions), chance, kind, **shares, chosen=tuple(chosen["total"]))
+
+
+def _nats(
+    model: LanguageModel, made: Sequence[tuple[int, Example]], draws: int, batch_size: int, seed: int, progress: Callable[[int, int], None]
+) -> list[float]:
+    """Of each row, whose noise is that of its question's number."""
     device, was_training = next(model.parameters()).device, model.training
     nats: list[float] = []
     model.eval()
@@ -152,21 +188,7 @@ def scored(
             progress(len(nats), len(made))
     finally:
         model.train(was_training)
-    lost = next((number for (number, _), cost in zip(made, nats, strict=True) if math.isnan(cost)), None)
-    if lost is not None:
-        raise ValueError(f"the nats of question {lost + 1} ({questions[lost].context[:40]!r}) are not a number: check the model's weights")
-    sizes = {
-        "total": [1.0] * len(made),
-        "per_byte": [float(example.text_bytes) for _, example in made],
-        "per_token": [float(sum(example.target)) for _, example in made],
-    }
-    chosen = {name: _least(questions, [n / size for n, size in zip(nats, of, strict=True)]) for name, of in sizes.items()}
-    shares = {
-        name: _share([pick == question.answer for pick, question in zip(picks, questions, strict=True)]) for name, picks in chosen.items()
-    }
-    chance = math.fsum(1 / len(question.choices) for question in questions) / len(questions)
-    kind = "upper bound" if model.nll_is_bound else "exact"
-    return Choices(len(questions), chance, kind, **shares, chosen=tuple(chosen["total"]))
+    return nats
 
 
 def _least(questions: Sequence[Question], costs: Sequence[float]) -> list[int]:
@@ -179,5 +201,4 @@ def _least(questions: Sequence[Question], costs: Sequence[float]) -> list[int]:
 
 
 def _share(right: Sequence[bool]) -> Share:
-    n, value = len(right), sum(right) / len(right)
-    return Share(value, math.sqrt(value * (1 - value) / (n - 1)) if n > 1 else math.nan)
+    return Share(sum(right) / len(right), ratio_error(np.array(right, dtype=np.float64), np.ones(len(right))))

@@ -1,8 +1,8 @@
 """When two likelihoods may be set side by side, and what may be said of them then.
 
-A difference of nats is one of models only where everything else is equal: the texts and what was done to them, what counts, the context
-that each token is given, and for a number per token the tokenizer. Two upper bounds can be compared as bounds; a bound below an exact
-value decides, a bound above one does not; an estimate, which may err to either side, decides nothing.
+A difference of nats is one of models only where everything else is equal: the texts, what was done to them and what a tokenizer leaves of
+them, what counts, the context that each token is given, and for a number per token the tokenizer. Two upper bounds can be compared as
+bounds; a bound below an exact value decides, a bound above one does not; an estimate, which may err to either side, decides nothing.
 """
 
 import math
@@ -24,7 +24,7 @@ class Claim(NamedTuple):
 
 def refusal(a: Measurement, b: Measurement, per: str) -> str | None:
     """Why the nats per "tokens", "text_bytes", "characters" or "words" of two models cannot be compared; None where they can."""
-    for reason in (_other_texts(a, b), _other_rules(a, b), _other_unit(a, b, per)):
+    for reason in (_other_texts(a, b), _other_rules(a, b), _lossy(a, b), _other_unit(a, b, per)):
         if reason:
             return reason
     return None
@@ -77,6 +77,15 @@ def _other_rules(a: Measurement, b: Measurement) -> str | None:
     return None
 
 
+def _lossy(a: Measurement, b: Measurement) -> str | None:
+    """Two models of one tokenizer speak of the same text, however little of it is left; of two tokenizers each must keep all."""
+    if a.tokenizer == b.tokenizer or not max(a.lost, b.lost):
+        return None
+    lossy, other = sorted((a, b), key=lambda found: found.lost, reverse=True)
+    shares = f"{100 * lossy.lost:.3g} %" + (f" and with that of {other.model} {100 * other.lost:.3g} %" if other.lost else "")
+    return f"the tokenizer of {lossy.model} loses text, which costs nothing: {shares} of the texts do not come back from their tokens"
+
+
 def _other_unit(a: Measurement, b: Measurement, per: str) -> str | None:
     if per == "tokens":
         if a.tokenizer != b.tokenizer:
@@ -90,7 +99,7 @@ def _other_unit(a: Measurement, b: Measurement, per: str) -> str | None:
 
 def differing_context(measurements: Sequence[Measurement]) -> str | None:
     """What windows of equal length leave unequal between tokenizers: how much text one holds."""
-    if len({m.tokenizer for m in measurements}) < 2:
+    if len({m.tokenizer for m in measurements}) < 2 or measurements[0].rules.unit == "response":  # a row holds all of a pair
         return None
     held = (
         f"{m.model} {m.rules.length * sum(s.characters for s in m.scores) / max(1, sum(s.tokens for s in m.scores)):.0f}"

@@ -119,12 +119,18 @@ class Pairing(NamedTuple):
 
 
 def pairings(measurements: Sequence[Measurement], resamples: int = RESAMPLES) -> list[Pairing]:
-    """Every pair of models on one data set, the p-values of their differences adjusted for one another (Holm)."""
+    """Every pair of models on one data set, the p-values of their differences adjusted for one another (Holm).
+
+    The tests of one data set are a family, those of a run are not: a claim is of models on these texts, is quoted with them alone, and must
+    not change with what else was measured that day. Whoever picks the one claim out of the tables of many data sets has to adjust further.
+    """
     return _adjusted([Pairing(a, b, *_differences(a, b, resamples)) for a, b in combinations(measurements, 2)])
 
 
 def family_pairings(families: Sequence[Family], resamples: int = RESAMPLES) -> list[Pairing]:
-    """Every pair of families. A claim speaks of further seeds and of further texts, so its test has the errors of both."""
+    """Every pair of families on one data set, adjusted as in `pairings`. A claim speaks of further seeds and of further texts, so its test
+    has the errors of both.
+    """
     found = []
     for one, other in combinations(families, 2):
         texts = common(*one.runs, *other.runs)  # both errors must be of the same texts

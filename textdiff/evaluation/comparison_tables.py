@@ -14,12 +14,13 @@ _NONE = "-"
 _MEANING = "± is one standard error; perplexity is exp(nats/token), word perplexity exp(nats/word), where white space parts words"
 _SHOWN = {"tokens": "token", "text_bytes": "byte"}
 _BIT = math.log(2)  # nats
+_ADJUSTED = "adjusted by Holm over the pairs of this data set, not across data sets: each has its own 5 % chance of a false claim"
 TEST = (
-    "p: two-sided studentised bootstrap of the paired difference in bits/byte, for its being 0; adjusted by Holm for the "
-    f"pairs shown; not below {1 / (RESAMPLES + 1):.4f}"
+    f"p: two-sided studentised bootstrap of the paired difference in bits/byte, for its being 0; {_ADJUSTED}; "
+    f"not below {1 / (RESAMPLES + 1):.4f}"
 )
 SEEDS_TEST = (
-    "p: Welch's t-test between seeds, which takes runs as independent and normal, with the variance over texts added; adjusted by Holm; "
+    f"p: Welch's t-test between seeds, which takes runs as independent and normal, with the variance over texts added; {_ADJUSTED}; "
     f"a claim needs {FEWEST_SEEDS} seeds of each family"
 )
 
@@ -127,11 +128,12 @@ def rules(data: str, measurements: Sequence[Measurement]) -> list[str]:
     elif first.rules.unit == "passage":
         errors += f", for fewer than {FEWEST_DOCUMENTS} documents: what passages of one share is left out"
     return [
-        f"{data}: {first.data}",
+        first.data if first.data.startswith(f"{data}:") else f"{data}: {first.data}",
         *_grouped(measurements, _extent),
         errors,
         *_grouped(measurements, _counting),
         *_grouped(measurements, _windows),
+        *_grouped([m for m in measurements if m.lost], _losing),
         *([f"upper bounds are means of {', '.join(bounds)}"] if bounds else []),
         *([contexts] if contexts else []),
         *(f"{m.model}: {m.outcome}" for m in measurements if m.outcome),
@@ -151,6 +153,10 @@ def _counting(found: Measurement) -> str:
     else:
         after = "EOS after each text counts" if end else "no EOS counts"
     return f"every token of a text counts once: {before}; {after}; padding is neither read nor counted, texts are not packed together"
+
+
+def _losing(found: Measurement) -> str:
+    return f"the tokenizer of {found.model} loses text: {100 * found.lost:.3g} % of the texts do not come back from their tokens"
 
 
 def _windows(found: Measurement) -> str:
@@ -199,7 +205,7 @@ def _gap(pairing: Pairing) -> str:
 
 
 def _interval(value: float, low: float, high: float, unit: float) -> str:
-    inside = f"{low / unit:+.4f} to {high / unit:+.4f}" if low < high else "no interval"
+    inside = f"{low / unit:+.4f} to {high / unit:+.4f}" if low < high and math.isfinite(high - low) else "no interval"
     return f"{value / unit:+.4f} ({inside})"
 
 

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
 from textdiff.batch import Batch, Example, collate
 from textdiff.evaluation.pilot import piloted
+from textdiff.evaluation.statistics import ratio_error
 from textdiff.models.base import LanguageModel
 
 RULES = "every target token counts, end-of-document tokens included; BOS is context; a document longer than a block continues in the next"
@@ -211,13 +213,12 @@ def _summary(rows: list[Row], kind: str, rules: str) -> Likelihood:
     if tokens == 0:
         raise ValueError("there is no token to score: the data is empty, or nothing in it is a target")
     mean = math.fsum(row.nats for row in rows) / tokens
-    spread = math.fsum((row.nats - mean * row.tokens) ** 2 for row in rows)
     between = [row.variance / row.tokens**2 for row in rows if row.tokens]
     calls, rest = divmod(sum(row.calls for row in rows), len(rows))
-    correction = len(rows) / (len(rows) - 1) if len(rows) > 1 else math.nan
+    nats, counts = (np.array(values, dtype=np.float64) for values in ([row.nats for row in rows], [row.tokens for row in rows]))
     return Likelihood(
         nats_per_token=mean,
-        standard_error=math.sqrt(spread * correction) / tokens,
+        standard_error=ratio_error(nats, counts),
         tokens=tokens,
         text_bytes=sum(row.text_bytes for row in rows),
         sequences=len(rows),

@@ -68,6 +68,8 @@ class Measurement:
     """The standard error that was asked for, nats per token; `scores` then holds a random part of the texts where that was enough."""
     outcome: str = ""
     """What became of it, in a sentence."""
+    lost: float = 0.0
+    """Share of the texts that the tokenizer does not give back."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:

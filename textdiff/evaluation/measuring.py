@@ -19,6 +19,7 @@ from textdiff.evaluation.collective import from_first
 from textdiff.evaluation.identity import model_digest, texts_digest, tokenizer_digest
 from textdiff.evaluation.measurement import Measurement, Rules, TextScore
 from textdiff.evaluation.raw import Raw, check_same
+from textdiff.evaluation.round_trip import share_lost
 from textdiff.evaluation.scoring import Plan, Rows, Running, Scoring
 from textdiff.models.base import LanguageModel
 
@@ -34,6 +35,11 @@ class Texts(NamedTuple):
     texts: Sequence[str] | Sequence[Pair]  # of a pair the response is scored, given the prompt
     detokenizer: str = "none"
     documents: Sequence[int] = ()  # of each passage, where documents were cut
+
+    @property
+    def scored(self) -> list[str]:
+        """What is scored of each text: all of it, or the response."""
+        return [text.response if isinstance(text, Pair) else text for text in self.texts]
 
 
 @dataclass(frozen=True)
@@ -99,18 +105,11 @@ def measure(
     if finished is not None:
         return finished
     raw = None if path is None else _opened(path.with_suffix(".partial"), empty, settings)
-    plan = Plan.of(rows, settings.batch_size, settings.seed, settings.target_se)
-    was_training = model.training
-    model.eval()
     try:
-        scoring = Scoring(model, rows, plan, settings.draws, settings.seed, data.documents, raw, progress, should_stop)
-        scored, outcome = scoring.run(settings.target_se)
+        result = _measured(model, data, rows, settings, empty, raw, progress, should_stop)
     finally:
-        model.train(was_training)
         if raw is not None:
             raw.close()
-    draws = settings.draws * len(scoring.nats)
-    result = replace(empty, draws=draws, forwards=scoring.forwards, outcome=outcome, scores=_scores(data, scoring, scored))
     if path is not None:
         from_first(lambda: _kept(result, path, raw))
     return result
@@ -132,16 +131,39 @@ def _unmeasured(model: LanguageModel, name: str, data: Texts, settings: Settings
         training_seed=training_seed,
         weights=model_digest(model),
         target_se=settings.target_se,
+        lost=share_lost(model.tokenizer, data.scored),
     )
+
+
+def _measured(
+    model: LanguageModel,
+    data: Texts,
+    rows: Rows,
+    settings: Settings,
+    empty: Measurement,
+    raw: Raw | None,
+    progress: Callable[[Running], None],
+    should_stop: Callable[[], bool],
+) -> Measurement:
+    """The measurement, once its batches are scored."""
+    plan = Plan.of(rows, settings.batch_size, settings.seed, settings.target_se)
+    was_training = model.training
+    model.eval()
+    try:
+        scoring = Scoring(model, rows, plan, settings.draws, settings.seed, data.documents, raw, progress, should_stop)
+        scored, outcome = scoring.run(settings.target_se)
+    finally:
+        model.train(was_training)
+    draws = settings.draws * len(scoring.nats)
+    return replace(empty, draws=draws, forwards=scoring.forwards, outcome=outcome, scores=_scores(data, scoring, scored))
 
 
 def _scores(data: Texts, scoring: Scoring, texts: NDArray[np.int64]) -> tuple[TextScore, ...]:
     nats, tokens = scoring.values(texts).mean(0).tolist(), scoring.rows.of_texts(scoring.rows.tokens)[texts].tolist()
-    found = []
+    found, of_text = [], data.scored
     for i, text_nats, counted in zip(texts.tolist(), nats, tokens, strict=True):
-        text = data.texts[i]
         document = data.documents[i] if data.documents else None
-        found.append(TextScore(i, text_nats, int(counted), *Extent.of(text.response if isinstance(text, Pair) else text), document))
+        found.append(TextScore(i, text_nats, int(counted), *Extent.of(of_text[i]), document))
     return tuple(found)
 
 

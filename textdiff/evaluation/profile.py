@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textdiff.batch import Batch, Clean, Example, collate
+from textdiff.evaluation.statistics import ratio_error
 from textdiff.models.autoencoder import Text
 from textdiff.models.base import LanguageModel
 from textdiff.models.discrete import DiscreteDiffusionLM
@@ -143,17 +144,15 @@ class Tally:
     def row(self, model: str, axis: str, place: float) -> dict[str, Any]:
         """A line of `profile.jsonl`; None for what does not exist, such as the error of one sequence."""
         tokens, some = float(self.tokens.sum()), self.tokens > 0
-        nats, n = float(self.nats.sum()) / tokens, int(some.sum())
-        residual = float((self.nats - nats * self.tokens).square().sum())
-        error = math.sqrt(n / (n - 1) * residual) / tokens if n > 1 else None
+        error = ratio_error(self.nats[some].numpy(), self.tokens[some].numpy())
         asked, confidence, hits = self.bins.sum(0).tolist()
         known = asked > 0
         return {
             "model": model,
             "axis": axis,
             "x": place,
-            "nats_per_token": nats,
-            "error": error,
+            "nats_per_token": float(self.nats.sum()) / tokens,
+            "error": None if math.isnan(error) else error,
             "accuracy": hits / asked if known else None,
             "confidence": confidence / asked if known else None,
             "calibration_error": float((self.bins[:, 1] - self.bins[:, 2]).abs().sum()) / asked if known else None,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from textdiff.batch import Example, collate
-from textdiff.evaluation.collective import everyones, from_first, rank_and_world
+from textdiff.evaluation.collective import from_every, from_first, rank_and_world
 from textdiff.evaluation.likelihood import EvaluationStopped
 from textdiff.evaluation.pilot import Piloted, piloted
 from textdiff.evaluation.raw import Found, Raw
@@ -142,16 +143,24 @@ class Scoring:
         todo = [number for number in range(batches) if (round_number, number) not in self._found]
         self._tell()
         for start in range(0, len(todo), world):
-            stop = self.should_stop()
-            mine = [] if stop else [(number, self._nats(round_number, number)) for number in todo[start + rank : start + rank + 1]]
-            shared = everyones((mine, stop))
-            for number, nats in [finished for part, _ in shared for finished in part]:
+            shared = from_every(partial(self._share, round_number, todo[start + rank : start + rank + 1]))
+            finished = [found for part, _ in shared for found in part]
+            for number, nats in finished:
                 self.nats[round_number, self.plan.batches[number]] = nats
-                if self.raw is not None:
-                    self.raw.add(round_number, number, nats)
+            from_first(partial(self._keep, round_number, finished))
             if any(stopped for _, stopped in shared):
                 raise EvaluationStopped
             self._tell()
+
+    def _share(self, round_number: int, batches: Sequence[int]) -> tuple[list[tuple[int, list[float]]], bool]:
+        """The nats of this process's batches, and whether it is told to stop, when it scores none."""
+        stop = self.should_stop()
+        return [] if stop else [(number, self._nats(round_number, number)) for number in batches], stop
+
+    def _keep(self, round_number: int, finished: Sequence[tuple[int, list[float]]]) -> None:
+        if self.raw is not None:
+            for number, nats in finished:
+                self.raw.add(round_number, number, nats)
 
     def _nats(self, round_number: int, number: int) -> list[float]:
         index = self.plan.batches[number].tolist()

@@ -25,6 +25,7 @@ from textdiff.evaluation.measurement import Measurement, TextScore
 
 UNITS = ("tokens", "text_bytes", "characters", "words")
 FEWEST_DOCUMENTS = 8  # that are drawn whole; of fewer the passages are drawn, and intervals are short by what they share
+_ROUNDING = 1e-12  # of a variance that is a difference of sums, relative to the largest of them
 _LEVEL = 0.95
 _MOST = 4096  # texts or groups of texts in a resample
 _AT_ONCE = 2**21  # texts drawn at a time, over resamples
@@ -108,6 +109,21 @@ def independent(measurement: Measurement) -> int:
     return len({score.document for score in measurement.scores})
 
 
+def ratio_error(x: Vector, y: Vector) -> float:
+    """The standard error s(R) of R = sum x / sum y over independent texts with (x, y) each, (n,); nan for fewer than two of them, and where
+    a sum is no finite number.
+
+    For y = 1 everywhere it is that of a mean: the standard deviation (with n - 1) over sqrt(n).
+    """
+    total = float(x.sum())
+    return _residual_error(x - total / y.sum() * y, y) if len(x) > 1 and math.isfinite(total) else math.nan
+
+
+def _residual_error(residual: Vector, y: Vector) -> float:
+    n = len(y)
+    return math.sqrt(n / (n - 1) * float(residual @ residual)) / float(y.sum())
+
+
 def _summed(measurement: Measurement, x: Vector, y: Vector) -> tuple[Vector, Vector]:
     """Sums over the texts of each document, where documents are drawn, and over groups of what is drawn, where there is very much of it."""
     if drawn(measurement) != measurement.rules.unit:
@@ -138,7 +154,9 @@ def _units(measurement: Measurement, per: str) -> Vector:
 
 
 def _interval(x: Vector, y: Vector, resamples: int, seed: int) -> tuple[float, float, float, float, float]:
-    """Value, error, both ends and p-value of sum x / sum y; all but the value are nan for fewer than two texts."""
+    """Value, error, both ends and p-value of sum x / sum y; all but the value are nan for fewer than two texts. With two or three the ends
+    are infinite: too many resamples hold one text alone, which has no spread.
+    """
     if resamples < 100:
         raise ValueError(f"resamples is {resamples}, expected 100 or more: an interval of 95 % is read from their tails")
     value = math.fsum(x) / math.fsum(y)
@@ -146,7 +164,7 @@ def _interval(x: Vector, y: Vector, resamples: int, seed: int) -> tuple[float, f
     if n < 2 or not math.isfinite(value):
         return value, math.nan, math.nan, math.nan, math.nan
     residual = x - value * y  # sums to 0, which keeps the resampled sums from cancelling
-    spread = math.sqrt(n / (n - 1) * float(residual @ residual)) / float(y.sum())
+    spread = _residual_error(residual, y)
     if spread <= 1e-12 * abs(value):  # every text has the same ratio, as of a model and itself
         return value, 0.0, value, value, 1.0 if value == 0 else 1 / (resamples + 1)
     shift, t = _resampled(residual, y, resamples, seed)
@@ -163,7 +181,7 @@ def _resampled(residual: Vector, y: Vector, resamples: int, seed: int) -> tuple[
     sums = numpy.concatenate([weights @ columns for weights in _weights(n, resamples, seed)])  # (resamples, 5)
     shift = sums[:, 0] / numpy.maximum(sums[:, 1], numpy.finfo(float).tiny)
     square = numpy.maximum(sums[:, 2] - 2 * shift * sums[:, 3] + shift**2 * sums[:, 4], 0.0)
-    square[square < 1e-24 * sums[:, 2]] = 0.0  # one text drawn n times: rounding, and no spread
+    square[square < _ROUNDING * sums[:, 2]] = 0.0  # one text drawn n times: no spread, whatever rounding left
     spread = numpy.sqrt(n / (n - 1) * square) / numpy.maximum(sums[:, 1], numpy.finfo(float).tiny)
     with numpy.errstate(divide="ignore", invalid="ignore"):
         t = shift / spread

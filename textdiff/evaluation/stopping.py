@@ -20,6 +20,8 @@ from typing import NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from textdiff.evaluation.statistics import ratio_error
+
 FEWEST = 30  # texts; the spread of fewer says little about their error
 MOST_ROUNDS = 64
 _GROWTH = 1.25
@@ -39,14 +41,14 @@ class Errors(NamedTuple):
         With residual r_i = mean over rounds of nats_i - ratio * tokens_i and noise of variance s_i^2 in that mean, total^2 is sum r_i^2
         and of_draws^2 is sum s_i^2, both over (sum tokens)^2; the noise moves r_i^2 by 2 r_i e_i + e_i^2.
         """
-        rounds, texts = nats.shape
+        rounds = len(nats)
         counted, mean = float(tokens.sum()), nats.mean(0)
-        residual = (mean - mean.sum() / counted * tokens) ** 2
-        total = math.sqrt(float(residual.sum()) * texts / (texts - 1)) / counted if texts > 1 else math.nan
+        total = ratio_error(mean, tokens)
         if exact:
             return cls(total, 0.0)
         if rounds == 1:
             return cls(total, math.nan, math.nan)
+        residual = (mean - mean.sum() / counted * tokens) ** 2
         noise = nats.var(0, ddof=1) / rounds
         moved = 4 * (residual - noise).clip(0) * noise + 2 * noise**2 * rounds / (rounds - 1)
         return cls(total, math.sqrt(float(noise.sum())) / counted, math.sqrt(float(moved.sum())) / counted**2)
