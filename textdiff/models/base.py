@@ -15,6 +15,7 @@ from textdiff.randomness import Rng
 from textdiff.vocab import Vocab
 
 PILOT_DRAWS = 4  # network calls of a pilot for each of its rows
+PILOT = 2**31 - 1  # the step of its noise, which is nobody else's
 
 
 class Loss(NamedTuple):

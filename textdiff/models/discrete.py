@@ -13,7 +13,7 @@ from textdiff.backbones.attention_masks import apart, positions
 from textdiff.backbones.base import Backbone, BackboneConfig, Context
 from textdiff.backbones.transformer import TransformerConfig
 from textdiff.batch import Batch, Clean
-from textdiff.models.base import PILOT_DRAWS, LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.base import PILOT, PILOT_DRAWS, LanguageModel, Loss, ModelSpec, TextDiffConfig
 from textdiff.models.block import Network, PairedPredictor, Rows
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.mask_counts import FEWEST_DRAWS, MaskCounts, Profile, pilot
@@ -35,8 +35,6 @@ from textdiff.samplers.base import Sampler
 from textdiff.samplers.blockwise import Blockwise
 from textdiff.samplers.rates import Analytic
 from textdiff.vocab import Vocab
-
-_PILOT = 2**31 - 1  # the step of its noise, which is nobody else's
 
 
 class DiscreteConfig(TextDiffConfig):
@@ -219,7 +217,7 @@ class DiscreteDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type:
         """What masked tokens cost, by the share of them, where counts of masks are importance-sampled."""
         if not isinstance(self.process, Masked) or draws < FEWEST_DRAWS:
             return None
-        return pilot(self, batch, Rng(seed, _PILOT, batch.sample_id), PILOT_DRAWS)
+        return pilot(self, batch, Rng(seed, PILOT, batch.sample_id), PILOT_DRAWS)
 
     def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: Profile | None = None) -> Tensor:
         """From importance-sampled counts of noised tokens, whose standard error is smaller for as many network calls."""

@@ -5,10 +5,8 @@ infilled text are clean vectors that no noise touches (DiffuSeq); a trunk with a
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +19,15 @@ from textdiff.backbones.base import banned_ids
 from textdiff.backbones.transformer import Transformer, TransformerConfig, TransformerContext
 from textdiff.batch import Batch, Clean
 from textdiff.log_snr import Gumbel
-from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.base import Loss, ModelSpec, TextDiffConfig
 from textdiff.models.embedding_objective import DiffusionLM, EmbeddingObjective, Encoded, TokenCrossEntropy
 from textdiff.models.embedding_table import Reader, Sphere, Table, health
+from textdiff.models.gaussian_bound import GaussianBound, GaussianLikelihood
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.learned_schedule import LearnedGumbel
 from textdiff.models.reading import Output, Reading, Regression, Softmax, SoftmaxOutput
 from textdiff.models.self_conditioning import read_after
-from textdiff.models.time_allocation import allocated_mean, readings
+from textdiff.models.time_allocation import readings
 from textdiff.prediction import Prediction
 from textdiff.processes.base import Noised, Noising, per_token, stratified
 from textdiff.processes.gaussian import Gaussian, states_of
@@ -135,7 +134,7 @@ class EmbeddingPredictor:
         return replace(self, context=self.context.rows(index), target=self.target[index], starts=self.starts[index])
 
 
-class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
+class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, GaussianLikelihood):  # type: ignore[misc]
     """A `Denoiser` with weights; its likelihood is an upper bound."""
 
     config: EmbeddingConfig
@@ -268,31 +267,15 @@ class EmbeddingDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type
             before = predict.alone(noised.xt, noised.t).state()
         return before * (rng.uniform("self_condition", ()) < chance)[:, None, None]
 
-    @torch.no_grad()
-    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
-        """One draw of the bound: the diffusion term at one time, the reconstruction at t_min and the prior's divergence."""
-        diffusion, ends = self._terms(batch)
-        return diffusion(rng, torch.tensor([draw, draws], device=batch.tokens.device).expand(len(batch.tokens), 2)) + ends(rng)
-
-    @torch.no_grad()
-    def mean_nll(self, batch: Batch, seed: int, draws: int, pilot: Any = None) -> Tensor:
-        """Of stratified times, with few draws of the reconstruction."""
-        return allocated_mean(*self._terms(batch), batch.sample_id, seed, draws)
-
-    def _terms(self, batch: Batch) -> tuple[Callable[[Rng, Tensor], Tensor], Callable[[Rng], Tensor]]:
-        """Draws (B,) of the diffusion term at times of given strata (B, 2), and of reconstruction and prior's divergence."""
+    def bound(self, batch: Batch) -> GaussianBound:
+        """Diffusion of the vectors of the targets, and their reconstruction."""
         process, table = self.process.measured(), self.vectors()
         clean, predict = Clean(batch.tokens, F.embedding(batch.tokens, table)), self._predictor(batch, process, table)
-
-        def diffusion(rng: Rng, stratum: Tensor) -> Tensor:
-            noised = process.measure(process, clean.x, batch.target, stratum, rng)
-            nats = process.nelbo_at(predict(noised.xt, noised.t), clean, noised.xt, noised.t, batch.target).double()
-            return (nats * noised.weight[:, None]).sum(1)
 
         def ends(rng: Rng) -> Tensor:
             return process.boundary(predict, clean, batch.target, rng.draw(1), process.t_min).double().sum(1)
 
-        return diffusion, ends
+        return GaussianBound(process, predict, clean, batch.target, ends)
 
     def calls(self, draws: int) -> int:
         """One for each draw of either term, two with self-conditioning."""

@@ -21,10 +21,12 @@ from textdiff.backbones.time_features import level_of
 from textdiff.backbones.transformer import Transformer, TransformerConfig, TransformerContext
 from textdiff.batch import Batch, Clean
 from textdiff.models.autoencoder import Autoencoder, AutoencoderConfig, Text, health
-from textdiff.models.base import LanguageModel, Loss, ModelSpec, TextDiffConfig
+from textdiff.models.base import Loss, ModelSpec, TextDiffConfig
+from textdiff.models.gaussian_bound import GaussianBound, GaussianLikelihood
 from textdiff.models.generation import TextDiffusionGenerationMixin
 from textdiff.models.reading import Target, Velocity
 from textdiff.models.self_conditioning import read_after
+from textdiff.models.time_allocation import readings
 from textdiff.prediction import Prediction
 from textdiff.processes.gaussian import Gaussian, states_of
 from textdiff.randomness import Rng
@@ -134,7 +136,7 @@ class LatentPredictor:
         return replace(self, context=self.context.rows(index))
 
 
-class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: ignore[misc]
+class LatentDiffusionLM(TextDiffusionGenerationMixin, GaussianLikelihood):  # type: ignore[misc]
     """A `Denoiser` with weights; its likelihood is an upper bound."""
 
     config: LatentConfig
@@ -273,25 +275,24 @@ class LatentDiffusionLM(TextDiffusionGenerationMixin, LanguageModel):  # type: i
         metrics = {"denoising_error": (error.detach().mean((1, 2)) * tokens).sum()}
         return Loss(total, tokens.sum(), total.new_tensor(torch.nan), metrics)
 
-    @torch.no_grad()
-    def nll(self, batch: Batch, rng: Rng, draw: int = 0, draws: int = 1) -> Tensor:
-        """One draw of the bound with q(z | text) = N(a latents, s^2) at t_min as the posterior: the text read from z, the diffusion term
-        at one time and the prior's divergence. It holds for any encoder, since q(z) has a density where the latents have none."""
+    def bound(self, batch: Batch) -> GaussianBound:
+        """With q(z | text) = N(a latents, s^2) at t_min as the posterior: the text read from z, the diffusion of z, the prior's divergence.
+        It holds for any encoder, since q(z) has a density where the latents have none."""
         text, process = self._text(batch), self.process.measured()
         latents = self._latents(text)
         everywhere = torch.ones(latents.shape[:2], dtype=torch.bool, device=latents.device)
-        stratum = torch.tensor([draw, draws], device=latents.device).expand(len(latents), 2)
-        noised = process.measure(process, latents, everywhere, stratum, rng)
-        pred = self.predictor(batch, process)(noised.xt, noised.t)
-        diffusion = process.nelbo_at(pred, Clean(batch.tokens, latents), noised.xt, noised.t, everywhere).double().sum(1) * noised.weight
-        read = self.autoencoder.reads(self._noisy(latents, process, process.t_min, rng.draw(1)), text)
-        log_prob = read.log_prob(text.tokens, text.attend)
-        nats = log_prob.new_zeros(text.tokens.shape).masked_scatter(text.attend, -log_prob).double().sum(1)
-        return nats + diffusion + process.prior_divergence(latents).sum(1)
+
+        def ends(rng: Rng) -> Tensor:
+            read = self.autoencoder.reads(self._noisy(latents, process, process.t_min, rng.draw(1)), text)
+            log_prob = read.log_prob(text.tokens, text.attend)
+            nats = log_prob.new_zeros(text.tokens.shape).masked_scatter(text.attend, -log_prob).double().sum(1)
+            return nats + process.prior_divergence(latents).sum(1)
+
+        return GaussianBound(process, self.predictor(batch, process), Clean(batch.tokens, latents), everywhere, ends)
 
     def calls(self, draws: int) -> int:
-        """Three for each draw, encoder, denoiser and decoder, and one more with self-conditioning."""
-        return draws * (4 if self.spec.self_conditioning else 3)
+        """One of the encoder, one of the denoiser for each draw, two with self-conditioning, and one of the decoder for each reading."""
+        return 1 + draws * (2 if self.spec.self_conditioning else 1) + readings(draws)
 
 
 def _zero(part: nn.Module) -> Tensor:
