@@ -31,8 +31,8 @@ for and 100.0 ± 0.0 when it is, and a gap's tokens are found in 0.5 ± 0.2 % of
     classes, %       25.0 ± 0.8                      54.3 ± 0.9    69.9 ± 0.8    79.0 ± 0.7    85.2 ± 0.8
     trigram             7.462                           7.209         6.908         6.728         6.515
 
-`latent --samples 32` is not controlled after so short a run, 9.4 minutes of a shared core: 46.9 ± 6.2 % when not told, 50.0 ± 6.2 at
-gamma 2, 51.6 ± 6.2 at 3 (trigram 7.50, 7.49, 7.48). A run of minutes learns which words belong to a kind long before it learns to write:
+`latent --samples 32` is not controlled after so short a run, 7.3 minutes of a shared core: 48.4 ± 6.2 % when not told, 51.6 ± 6.2 at
+gamma 2, 56.2 ± 6.2 at 3 (trigram 7.49, 7.48, 7.48). A run of minutes learns which words belong to a kind long before it learns to write:
 samples are not fluent, and may be easier to judge than text.
 """
 

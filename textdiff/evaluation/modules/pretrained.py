@@ -55,7 +55,8 @@ def mauve(hypotheses: Sequence[str], references: Sequence[str], folder: str | Pa
     """MAUVE (Pillutla et al. 2021), 0..1, by the package mauve-text with its defaults: how alike two sets of texts are, unpaired.
 
     The features are the last layer's hidden states at each text's last token, as in the package, which finds networks by name only.
-    Empty texts are left out. The score depends on the network, the lengths and the numbers of texts (thousands, for a stable one).
+    Empty texts are left out. The score depends on the network, the lengths and the numbers of texts (thousands, for a stable one): by
+    mauve-text 0.4 two equal sets of 16 texts score 0.75, of 40 texts 1.
 
     Args:
         hypotheses: generated texts.
