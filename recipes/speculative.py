@@ -53,18 +53,18 @@ from textdiff.training.settings import Train
 
 DRAFTER = Discrete(backbone=TransformerConfig(width=128, layers=1, heads=4), objective=CrossEntropy(), shift=True)
 TRAIN = Train(
-    steps=600,
+    steps=1_500,
     batch_size=8,
     learning_rate=2e-3,
     warmup=100,
     final_fraction=0.05,
     weight_decay=0.05,
     ema=0.99,
-    evaluate_every=200,
-    checkpoint_every=200,
+    evaluate_every=500,
+    checkpoint_every=250,
 )
 DRAFTER_TRAIN = replace(TRAIN, steps=1_000, learning_rate=3e-3)
-FLASH_TRAIN = replace(TRAIN, steps=400, learning_rate=3e-3, weight_decay=0.01)
+FLASH_TRAIN = replace(TRAIN, steps=5_000, learning_rate=3e-3, weight_decay=0.01)
 
 
 def masked() -> Speculation:

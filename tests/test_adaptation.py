@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 import textdiff
 from tests.tiny_runs import BRIEF, corpus, quickstart, recipe, stock_gpt2
@@ -55,6 +56,12 @@ def test_every_run_is_what_its_name_says_and_finished_ones_are_kept(capsys: pyte
     recipe("adaptation", "masked", *words, "--train.resume")
     assert Path("out/shift-3/results.json").stat().st_mtime_ns == before
     assert json.loads(Path("out/results.json").read_text()) == results
+    record = Path("out/shift-3/recipe.yaml")
+    then = yaml.safe_load(record.read_text())
+    del then["train"]["clip"]  # as a run wrote it before there was such a setting
+    record.write_text(yaml.safe_dump(then))
+    recipe("adaptation", "masked", *words, "--train.resume")
+    assert Path("out/shift-3/results.json").stat().st_mtime_ns == before
     Path("out/shift-3/results.json").unlink()
     with pytest.raises(SystemExit):
         recipe("adaptation", "masked", *words, "--train.resume", "--train.learning-rate", "0.5")

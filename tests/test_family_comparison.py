@@ -116,6 +116,7 @@ def test_every_character_is_scored_once_in_passages_that_fit_and_the_table_says_
         assert shown[family]["nats/token"].startswith(f"{estimate.value:.4f} ± ")
         assert shown[family]["kind"] == found[f"{family}-0"].kind
         assert shown[family]["trained parameters"] == f"{trained_parameters(textdiff.load(f'out/equal-tokens/{family}-0')):,}"
+    assert sorted(notes["models"]) == sorted(found)
     for name in ("curves", "profile", "frontier", "samples"):
         models = {line.get("run", line.get("model")) for line in map(json.loads, Path(f"out/{name}.jsonl").read_text().splitlines())}
         assert {"autoregressive-0", "latent-0"} <= models, name

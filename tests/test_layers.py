@@ -19,7 +19,6 @@ LAYERS = (
         "",
         "bench",
         "plots",
-        "frontier_plot",
         "report",
         "page",
         "recipe",

@@ -25,7 +25,7 @@ from textdiff.models.objective import CrossEntropy
 from textdiff.recipe import Evaluation, Recipe
 from textdiff.report import print_labelled
 from textdiff.spec import to_plain
-from textdiff.training.run import flat
+from textdiff.training.run import first_change, flat, untouched
 from textdiff.training.settings import Train
 
 SCRATCH = "from scratch"
@@ -124,17 +124,21 @@ def _finished(folder: Path, recipe: Recipe) -> bool:
     """Whether the run was carried out to its last step; raises ValueError when it was a run of other settings."""
     try:
         steps = int(json.loads((folder / "results.json").read_text())["steps"])
-        then = flat("run", yaml.safe_load((folder / "recipe.yaml").read_text()))
+        then = _kept(flat("run", yaml.safe_load((folder / "recipe.yaml").read_text())))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    now = flat("run", to_plain(recipe))
-    for name in (now.keys() | then.keys()) - _FREE_TO_CHANGE:
-        if now.get(name) != then.get(name):
-            raise ValueError(
-                f"the run in {folder} was started with {name.removeprefix('run.')} = {then.get(name)}, now it is {now.get(name)}: "
-                "give the old value to resume, or choose another folder"
-            )
+    now = _kept(flat("run", to_plain(recipe)))
+    name = first_change(then, now, untouched("run", recipe))
+    if name is not None:
+        raise ValueError(
+            f"the run in {folder} was started with {name.removeprefix('run.')} = {then.get(name)}, now it is {now.get(name)}: "
+            "give the old value to resume, or choose another folder"
+        )
     return steps == recipe.train.steps
+
+
+def _kept(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name not in _FREE_TO_CHANGE}
 
 
 def _read(folders: Sequence[Path]) -> Arm:

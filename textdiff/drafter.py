@@ -51,6 +51,7 @@ class Trial:
     def __post_init__(self) -> None:
         if min(self.prompts, self.prompt, self.tokens, self.rows_while_training) < 1:
             raise ValueError(f"{self}: expected 1 or more of each")
+        Filters(self.temperature)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class Drafter:
     """How it is tried."""
 
     def __post_init__(self) -> None:
+        Filters(self.own.temperature)
         if self.layout.streaming and self.own.rows:
             raise ValueError("a stream has no beginnings to choose from: leave layout.streaming off, or learn from the data (--own.rows 0)")
 

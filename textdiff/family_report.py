@@ -25,6 +25,7 @@ from textdiff.commands.frontier import Frontier
 from textdiff.commands.report import Report
 from textdiff.data.tokenizer import Encoder
 from textdiff.data.windows import Windows, passages
+from textdiff.evaluation import lines
 from textdiff.evaluation.likelihood import EvaluationStopped
 from textdiff.evaluation.measurement import Measurement
 from textdiff.evaluation.measuring import Settings, Texts, measure
@@ -158,7 +159,7 @@ def _likelihoods(
 def report(settings: Measuring, place: Place, trained: Trained, found: Measured) -> None:
     """Write and print curves, profile, samples and their quality, tables and page; one process alone does."""
     console, out = Console(highlight=False), place.out
-    _write_lines(out / "curves.jsonl", [line for run in trained.shown for line in _curve(run)])
+    lines.write(out / "curves.jsonl", [line for run in trained.shown for line in _curve(run)])
     _profiled(settings, place, found, trained)
     rules = _rules(trained, found.machine)
     rivals = [run for run in trained.shown if run.family == trained.rival]
@@ -174,6 +175,7 @@ def report(settings: Measuring, place: Place, trained: Trained, found: Measured)
         "command": shlex.join(["python", *sys.argv]),
         "rules": rules,
         "tables": [table._asdict() for table in tables],
+        "models": list(dict.fromkeys(run.name for run in (*trained.at_equal_tokens, *trained.at_equal_seconds))),
     }
     (out / "notes.json").write_text(json.dumps(notes, indent=2) + "\n", encoding="utf-8")
     console.print()
@@ -209,18 +211,12 @@ def _curve(run: Run) -> Iterator[dict[str, Any]]:
 def _profiled(settings: Measuring, place: Place, found: Measured, trained: Trained) -> None:
     """`profile.jsonl`, of the models that are not in it yet."""
     path = place.out / "profile.jsonl"
-    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = lines.read(path, dict)
     texts = found.texts.texts
     count = min(settings.profile_passages, len(texts))
     chosen = [str(texts[i * len(texts) // count]) for i in range(count)]
     for run in trained.shown:
-        if run.name not in {line["model"] for line in lines}:
+        if run.name not in {row.get("model") for row in rows}:
             model: Any = opened(str(run.folder)).to(found.device)  # type: ignore[arg-type]
-            lines += profile(model, run.name, list(Windows(chosen, model.tokenizer, place.length)), _PLACES, draws=1, seed=0)
-            _write_lines(path, lines)
-
-
-def _write_lines(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    working = path.with_name(path.name + ".tmp")
-    working.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    working.replace(path)
+            rows += profile(model, run.name, list(Windows(chosen, model.tokenizer, place.length)), _PLACES, draws=1, seed=0)
+            lines.write(path, rows)

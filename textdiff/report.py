@@ -144,7 +144,7 @@ def _likelihood_table() -> Table:
 def print_labelled(console: Console, label: str, *lines: str) -> None:
     """Lines behind a label, each wrapped to the console and indented; words longer than a line, such as paths, stay whole."""
     for i, line in enumerate(lines):
-        head = f"{label:<{_LABEL}}" if i == 0 else " " * _LABEL
+        head = f"{label + ' ':<{_LABEL}}" if i == 0 else " " * _LABEL
         indent = line[: len(line) - len(line.lstrip())]
         wrapped = textwrap.wrap(line.strip(), max(console.width - _LABEL - len(indent), 20), break_long_words=False, break_on_hyphens=False)
         text = ("\n" + " " * _LABEL + indent).join(wrapped)

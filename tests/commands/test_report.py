@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,19 @@ def test_without_matplotlib_the_tables_stay_and_a_line_tells_how_to_get_pictures
     assert "<svg" not in page
     assert "textdiff[plots]" in page
     assert (folder / "report.md").read_text() == with_pictures
+
+
+def test_models_that_the_notes_do_not_name_are_left_out_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = comparison(tmp_path / "c", (*TWO, "latent-vae"), ("pydocs",), texts=5)
+    Report(folder).run()
+    assert "left out" not in capsys.readouterr().out
+    notes = json.loads((folder / "notes.json").read_text())
+    (folder / "notes.json").write_text(json.dumps({**notes, "models": TWO}))
+    Report(folder).run()
+    assert "left out, because notes.json does not name them: latent-vae" in " ".join(capsys.readouterr().out.split())
+    for name in ("report.html", "report.md"):
+        assert "latent-vae" not in (folder / name).read_text()
+        assert "uniform" in (folder / name).read_text()
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

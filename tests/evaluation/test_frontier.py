@@ -126,10 +126,30 @@ def test_a_folder_that_was_drawn_otherwise_is_refused(tmp_path: Path) -> None:
     files.check({"weights": "other"}, ("masked", "b"))
     with pytest.raises(ValueError, match="weights 'm', not 'other'"):
         files.check({"weights": "other"}, ("masked", "a"))
-    for content in ("no json\n", '{"model": "a"}\n', "[1]\n"):
-        files.points_path.write_text(content)
-        with pytest.raises(ValueError, match=r"frontier\.jsonl .*remove it"):
-            files.points()
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "one is missing": ({"texts": None}, "texts is missing"),
+    "two are missing": ({"gen_ppl": None, "nfe": None}, "gen_ppl, nfe are missing"),
+    "words": ({"nfe": "many"}, "nfe is 'many', expected a number"),
+    "a number": ({"model": 3}, "model is 3, expected text"),
+    "a share of a text": ({"texts": 1.5}, "texts is 1.5, expected a whole number"),
+    "a list": ({"drawn": [1]}, r"drawn is \[1\], expected an object with names"),
+    "another name": ({"nfes": 1}, "'nfes' is nothing that a point has"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_line_that_is_no_point_is_told_with_what_is_wrong(tmp_path: Path, case: str) -> None:
+    """None takes a field away."""
+    files, (change, said) = Files(tmp_path), WRONG[case]
+    files.add(point("a", 4, 90.0), ["one"])
+    row = {**json.loads(files.points_path.read_text()), **change}
+    row = {name: value for name, value in row.items() if name not in change or value is not None}
+    with files.points_path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match=rf"^line 2 of .*frontier\.jsonl: {said}; mend"):
+        files.points()
 
 
 def test_the_table_marks_the_frontier_and_what_is_cheap() -> None:
@@ -145,6 +165,9 @@ def test_the_table_marks_the_frontier_and_what_is_cheap() -> None:
     assert column["gen-PPL"] == ("15.00 ± 0.50", "90.00 ± 0.50 *", "95.00 ± 0.50", "5.00 ± 0.50 !", "-")
     assert column["NFE"] == ("0", "4.2", "8.0", "8.0", "9.0")
     assert column["distinct-1/2/4"][0] == "0.50/0.75/1.00"
+    assert column["entropy vs held-out"] == ("-", "+0.00 ± 0.05", "+0.00 ± 0.05", "-0.50 ± 0.05", "+0.00 ± 0.05")
+    assert column["entropy, own length"] == ("3.00",) * 5
+    assert "compares only sets of equal tokens/text" in found.note
     assert column["dtype"][1] == "float32, noise float64"
     assert set(column["MAUVE"]) == {"-"}
 

@@ -114,7 +114,7 @@ def test_guided_denoiser_samples_from_the_filtered_conditionals() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, r"^temperature is -0.1, expected 0 \(greedy\) or more$"),
+        ({"temperature": -0.1}, r"^temperature is -0.1, expected 0 \(greedy\) or more, and finite$"),
         ({"top_k": -1}, r"^top_k is -1, expected 0 \(keep all\) or more$"),
         ({"top_p": 0.0}, r"^top_p is 0.0, expected a number in \(0, 1\]$"),
         ({"top_p": 1.5}, r"^top_p is 1.5, expected a number in \(0, 1\]$"),

@@ -55,11 +55,13 @@ def measurement(model: str, data: str, level: float, texts: int = 60) -> Measure
     )
 
 
-def point(model: str, sampler: str, nfe: float, gen_ppl: float, entropy: float) -> Point:
+def point(model: str, sampler: str, nfe: float, gen_ppl: float | None, entropy: float, gap: float | None = None) -> Point:
     return Point(
         gen_ppl=gen_ppl,
-        gen_ppl_error=gen_ppl * 0.05,
+        gen_ppl_error=None if gen_ppl is None else gen_ppl * 0.05,
         entropy=entropy,
+        entropy_gap=3.9 - entropy if gap is None else gap,
+        entropy_gap_error=0.04,
         distinct_1=0.5,
         distinct_2=0.9,
         distinct_4=1.0,

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.page.folders import LEVELS, comparison, lines
+from textdiff.evaluation.frontier import HELD_OUT
 from textdiff.page.results import Results
 
 
@@ -45,14 +46,21 @@ def test_numbers_that_do_not_exist_are_nan(tmp_path: Path) -> None:
         ("curves.jsonl", '{"run": "a", "tokens": 1, "nats_per_token": 2}\n{"run": "a", "tokens": "many", "nats_per_token": 2}'),
         ("curves.jsonl", '{"run": "a", "tokens": 1, "nats_per_token": 2}\n{"run": "a", "tokens": 1'),
         ("curves.jsonl", '{"run": "a", "tokens": 1, "nats_per_token": 2}\n[1]'),
+        ("curves.jsonl", '{"run": "a", "tokens": 1, "nats_per_token": 2}\n{"run": "a", "tokens": null, "nats_per_token": 2}'),
         ("profile.jsonl", "\n" + json.dumps({"model": "m", "axis": "t", "x": 0.5})),
+        ("profile.jsonl", "\n" + json.dumps({"model": "m", "axis": "t", "x": 0.5, "nats_per_token": 1, "bins": [[0.5, 1]]})),
+        ("profile.jsonl", "\n" + json.dumps({"model": "m", "axis": "t", "x": 0.5, "nats_per_token": 1, "bins": [["a", 1, 1]]})),
+        ("frontier.jsonl", '\n{"model": "m", "sampler": "s"}'),
+        ("frontier.jsonl", "\n[1]"),
+        ("frontier.jsonl", "\n{"),
         ("samples.jsonl", '\n{"model": "m", "sampler": "s", "text": 3}'),
     ],
 )
 def test_a_line_that_holds_something_else_is_named(tmp_path: Path, name: str, content: str) -> None:
     (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=f"line 2 of .*{name}"):
+    with pytest.raises(ValueError, match=f"line 2 of .*{name}: .+; mend that line or remove it$") as raised:
         Results.read(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 def test_what_is_no_folder_and_what_are_no_notes_is_refused(tmp_path: Path) -> None:
@@ -62,3 +70,22 @@ def test_what_is_no_folder_and_what_are_no_notes_is_refused(tmp_path: Path) -> N
         (tmp_path / "notes.json").write_text(content)
         with pytest.raises(ValueError, match="does not hold notes"):
             Results.read(tmp_path)
+
+
+def test_a_report_is_of_the_models_that_the_notes_name(tmp_path: Path) -> None:
+    folder, named = comparison(tmp_path / "c", texts=2), ["uniform", "autoregressive"]
+    everything = Results.read(folder)
+    assert everything.left_out == ()
+    notes = json.loads((folder / "notes.json").read_text())
+    (folder / "notes.json").write_text(json.dumps({**notes, "models": named}))
+    found = Results.read(folder)
+    assert found.models == sorted(named)
+    assert set(found.left_out) == set(LEVELS) - set(named)
+    assert [measured.model for measured in found.measurements["texts-2"]] == sorted(named)
+    assert {point.model for point in found.frontier} == {*named, HELD_OUT}
+    for rows, before in ((found.profile, everything.profile), (found.samples, everything.samples)):
+        assert list(rows) == [row for row in before if row.model in named]
+    assert found.curves == [row for row in everything.curves if row.run in named]
+    (folder / "notes.json").write_text(json.dumps({**notes, "models": "uniform"}))
+    with pytest.raises(ValueError, match="'uniform' is no list"):
+        Results.read(folder)

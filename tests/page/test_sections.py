@@ -26,7 +26,8 @@ def test_numbers_carry_their_meaning(results: Results) -> None:
         for column in ("nats/token", "perplexity (95 %)", "bits/byte (95 %)", "bits/character"):
             assert row[column].startswith(mark)
             assert row[column].removeprefix(mark)[0].isdigit()
-        assert (row["kind"], row["draws"], row["parameters"]) == (kind, draws, "1,234,560")
+        assert (row["kind"], row["draws"], row["all parameters"]) == (kind, draws, "1,234,560")
+    assert "trained parameters" in likelihood.note
     assert by_model["uniform"]["training seed"] == "one: 3"
     assert by_model["autoregressive"]["training seed"] == "one, unknown"
     found = pairings([m for name in THREE for m in results.measurements["pydocs"] if m.model == name])
@@ -53,6 +54,23 @@ def test_all_parts_come_in_order_with_a_picture_and_a_table_each(results: Result
     ]
     assert [len(section.pictures) for section in found] == [0, 1, 1, 1, 3, 3, 0, 0]
     assert all(section.tables for section in found[:6])
+
+
+def test_ends_of_training_say_what_they_are(results: Results) -> None:
+    (table,) = sections(results)[2].tables
+    rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+    assert [rows[model]["kind"] for model in THREE] == ["exact", "upper bound", "estimate"]
+    assert [rows[model]["nats/token"][:2] for model in THREE] == ["3.", "≤ ", "≈ "]
+
+
+def test_axes_say_whose_time_and_which_position_they_show(results: Results) -> None:
+    calibration, loss = sections(results)[4:6]
+    labels = {picture.name: picture.figure.axes[0].get_xlabel() for picture in loss.pictures}
+    assert labels["loss0"].startswith("token number in the passage")
+    assert "each model's own noise schedule" in labels["loss1"]
+    assert labels["loss2"].startswith("masked share of the tokens")
+    assert [table.note for table in loss.tables] == [f"columns: {label}" for label in labels.values()]
+    assert all(label in picture.caption for label, picture in zip(labels.values(), calibration.pictures, strict=True))
 
 
 def test_samples_of_the_sampler_with_most_calls_stand_beside_one_another(tmp_path: Path) -> None:

@@ -76,8 +76,19 @@ def test_limits_hold_every_number_of_the_models_that_are_drawn() -> None:
     found = Limits.of({"a": [6.0, 3.0], "b": [3.5, 3.2], "c": [float("nan"), 3.3], "far": [22.0, 25.0], "none": [float("nan")]})
     assert found.low < 3.0
     assert 6.0 < found.high < 7.0
-    assert found.beyond == ["far"]
-    assert "far" in found.words
+
+
+def test_captions_name_what_is_not_drawn_and_nothing_else() -> None:
+    """What a picture holds is told by its limits, not by how they were chosen."""
+    values = {"a": [30.0, 3.0], "b": [3.5, 3.2], "c": [3.3], "above the rest, yet drawn": [22.0, 25.0], "none": [float("nan")]}
+    limits = Limits.of(values)
+    assert limits.high > 30
+    assert limits.words(values) == ""
+    found = Limits(3.0, 4.0)
+    assert found.words({"in": [3.0, 4.0], "cut": [3.5, 4.1], "out": [4.5, 9.0], "below": [1.0], "none": [float("nan")]}) == (
+        "Outside the picture: below, out. Partly outside the picture: cut."
+    )
+    assert found.words({name: [3.5, 5.0] for name in "abcd"}) == "Partly outside the picture: all that it shows."
 
 
 def test_long_names_keep_both_ends_and_a_picture_has_no_control_characters() -> None:

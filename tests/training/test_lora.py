@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -163,6 +164,51 @@ def test_a_resumed_run_goes_on_bit_for_bit_and_only_with_the_same_adapters(
     train_it(accelerator, tmp_path, adapted(folders["gpt2"]), resume=True, **changes)
     again = load_file(tmp_path / "model" / "model.safetensors")
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+@pytest.mark.parametrize("lora", [TWO, Lora(rank=2, alpha=4, embedding=True)])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2"])
+def test_a_checkpoint_holds_what_is_trained_alone(
+    name: str, lora: Lora, folders: dict[str, Path], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    """Adapters, buffers, and of the table the row of [MASK], in weights, average and moments alike; resumed, it is the whole."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    for out in (straight, resumed):
+        train_it(accelerator, out, adapted(folders[name]), lora, checkpoint_every=3)
+    shutil.rmtree(max((resumed / "checkpoints").iterdir()))
+    train_it(accelerator, resumed, adapted(folders[name]), lora, checkpoint_every=3, resume=True)
+    for part in ("model", "ema", "optimizer"):
+        found, again = newest(straight, part), newest(resumed, part)
+        assert found.keys() == again.keys()
+        assert all(torch.equal(tensor, again[key]) for key, tensor in found.items())
+        others = {key: tensor for key, tensor in found.items() if "lora_" not in key and not key.startswith("step/")}
+        assert {len(tensor) for tensor in others.values()} == ({len(table_of(adapted(folders[name])))} if lora.embedding else {1})
+        assert len(others) == (2 if part == "optimizer" else 1)
+    one, other = (load_file(out / "model" / "model.safetensors") for out in (straight, resumed))
+    assert all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+
+
+def test_what_was_trained_beside_other_weights_is_not_put_beside_these(
+    folders: dict[str, Path], accelerator: Accelerator, tmp_path: Path
+) -> None:
+    train_it(accelerator, tmp_path, adapted(folders["gpt2"]))
+    model = adapted(folders["gpt2"])
+    model.backbone.trunk.transformer.h[1].ln_1.bias.data[3] += 1e-3  # type: ignore[union-attr, operator, index]
+    with pytest.raises(ValueError, match=r"began from other weights than it is given now.*: give the model it began from"):
+        train_it(accelerator, tmp_path, model, resume=True, steps=8)
+
+
+def test_a_checkpoint_that_holds_all_weights_is_resumed_too(folders: dict[str, Path], accelerator: Accelerator, tmp_path: Path) -> None:
+    """As checkpoints of adapters were before they left the others out."""
+    straight, old = tmp_path / "straight", tmp_path / "old"
+    train_it(accelerator, straight, adapted(folders["gpt2"]), checkpoint_every=3)
+    with patch("textdiff.training.run.Begun", lambda model, parts: None):
+        train_it(accelerator, old, adapted(folders["gpt2"]), checkpoint_every=3)
+    assert len(newest(old, "model")) > 2 * len(newest(straight, "model"))
+    shutil.rmtree(max((old / "checkpoints").iterdir()))
+    train_it(accelerator, old, adapted(folders["gpt2"]), checkpoint_every=3, resume=True)
+    assert all(torch.equal(tensor, newest(old, "ema")[key]) for key, tensor in newest(straight, "ema").items())
+    assert newest(old, "model").keys() == newest(straight, "model").keys()
 
 
 def test_targets_are_ends_of_names_and_rates_hold_for_adapters_too(accelerator: Accelerator, tmp_path: Path) -> None:

@@ -197,7 +197,9 @@ class Frontier:
 
         from textdiff.commands.comparison_view import print_table
         from textdiff.evaluation.frontier import table, warnings
-        from textdiff.frontier_plot import frontier
+        from textdiff.page.frontier_figure import frontier
+        from textdiff.page.style import Looks, png
+        from textdiff.plots import can_draw
         from textdiff.report import print_labelled
 
         console = Console(highlight=False)
@@ -205,8 +207,11 @@ class Frontier:
         print_labelled(console, "scored", *sorted({point.rules for point in points}))
         for line in warnings(points):
             print_labelled(console, "warning", line)
-        pictured = frontier(self.out / "frontier.png", points)
-        print_labelled(console, "wrote", f"{self.out}/ frontier.jsonl samples.jsonl{' frontier.png' if pictured else ''}")
+        looks = Looks(tuple(sorted({point.model for point in points})))
+        picture = frontier(points, looks) if can_draw() else None
+        if picture:
+            png(picture, self.out / "frontier.png")
+        print_labelled(console, "wrote", f"{self.out}/ frontier.jsonl samples.jsonl{' frontier.png' if picture else ''}")
 
 
 @contextmanager

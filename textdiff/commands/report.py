@@ -32,6 +32,8 @@ class Report:
         console = Console(highlight=False)
         print_labelled(console, "page", f"{self.folder / 'report.html'} ({', '.join(section.title for section in found)})")
         print_labelled(console, "tables", str(self.folder / "report.md"))
+        if results.left_out:
+            print_labelled(console, "note", f"left out, because notes.json does not name them: {', '.join(results.left_out)}")
         if not can_draw():
             print_labelled(console, "note", NO_PICTURES)
 

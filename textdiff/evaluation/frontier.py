@@ -4,10 +4,9 @@ Low entropy makes generative perplexity cheap, so each set of texts is compared 
 cut to the shorter in the scorer's tokens, and the mean difference of their entropies within a text is the gap.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from itertools import takewhile
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,6 +16,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from textdiff.data.collate import Blocks
+from textdiff.evaluation import lines
 from textdiff.evaluation.comparison_tables import Table
 from textdiff.evaluation.generation import distinct, self_bleu
 from textdiff.evaluation.generative_perplexity import Scorer, repetition, unigram_entropy
@@ -24,8 +24,16 @@ from textdiff.evaluation.modules.pretrained import mauve
 from textdiff.evaluation.raw import check_same
 
 HELD_OUT = "held-out text"
+GAP = "entropy vs held-out"
 _LOW = 0.2  # nats: texts of a fifth fewer tokens in effect
 _NONE = "-"
+_AS_READ: Mapping[Any, tuple[Any, str]] = {  # what JSON makes of a field
+    str: (str, "text"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    float | None: (int | float | None, "a number or null"),
+    Mapping[str, Any]: (Mapping, "an object with names"),
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,21 @@ class Point(Quality):
         """A quality with what it belongs to."""
         return cls(**vars(quality), model=model, sampler=sampler, scorer=scorer, drawn=drawn, **costs._asdict())
 
+    @classmethod
+    def read(cls, row: Mapping[str, Any]) -> Self:
+        """The point of a line of `frontier.jsonl`; raises ValueError for one that lacks something or holds something else."""
+        missing = [one.name for one in fields(cls) if one.name not in row and one.default is MISSING and one.default_factory is MISSING]
+        if missing:
+            raise ValueError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+        strange = sorted(set(row) - {one.name for one in fields(cls)})
+        if strange:
+            raise ValueError(f"{strange[0]!r} is nothing that a point has")
+        for one in fields(cls):
+            accepted, words = _AS_READ[one.type]
+            if one.name in row and not isinstance(row[one.name], accepted):
+                raise ValueError(f"{one.name} is {row[one.name]!r}, expected {words}")
+        return cls(**row)
+
     @property
     def key(self) -> tuple[str, str]:
         """What tells points of a folder apart."""
@@ -138,27 +161,28 @@ def _beats(one: Point, other: Point) -> bool:
 
 def warnings(points: Sequence[Point]) -> list[str]:
     """A line for each number that would be misread."""
-    lines = []
+    said = []
     for point in points:
         name = f"{point.model}, {point.sampler}"
         if point.is_cheap:
             gap = f"{point.entropy_gap:.2f} ± {point.entropy_gap_error:.2f} nats below {HELD_OUT} of equal lengths"
-            lines.append(f"{name}: entropy {gap}: a low temperature or repetition makes gen-PPL cheap, compare it at equal entropy only")
+            said.append(f"{name}: entropy {gap}: a low temperature or repetition makes gen-PPL cheap, compare it at equal entropy only")
         if point.empty:
-            lines.append(f"{name}: {point.empty} of {point.texts} texts are empty and count in no gen-PPL")
+            said.append(f"{name}: {point.empty} of {point.texts} texts are empty and count in no gen-PPL")
     own = sorted({point.model for point in points if point.drawn.get("weights", "") == point.drawn.get("scorer_weights")})
-    return lines + [f"{model} is the scorer itself, to which its own texts are likelier than to another" for model in own]
+    return said + [f"{model} is the scorer itself, to which its own texts are likelier than to another" for model in own]
 
 
 def table(points: Sequence[Point]) -> Table:
     """A row for each point."""
-    columns = ("model", "sampler", "NFE", "gen-PPL", "entropy", "rep-4", "distinct-1/2/4", "self-BLEU", "MAUVE")
+    columns = ("model", "sampler", "NFE", "gen-PPL", GAP, "entropy, own length", "rep-4", "distinct-1/2/4", "self-BLEU", "MAUVE")
     best = [point.key for point in pareto(points)]
     rows = [_row(point, " !" if point.is_cheap else " *" if point.key in best else "") for point in points]
     note = (
         "± is one standard error by bootstrap over texts; * no other row has as few calls and as low a gen-PPL; "
-        f"! entropy well below {HELD_OUT}, a cheap gen-PPL, left out of *; entropy (nats) and rep-4 are means over texts, of the scorer's "
-        "tokens; distinct-n and self-BLEU are of words"
+        f"! entropy well below {HELD_OUT}, a cheap gen-PPL, left out of *; {GAP}: nats of entropy above that of {HELD_OUT} when each text "
+        "and its counterpart are cut to the shorter; entropy at texts' own lengths grows with them and compares only sets of equal "
+        "tokens/text; entropy and rep-4 are means over texts, of the scorer's tokens; distinct-n and self-BLEU are of words"
     )
     return Table("sample quality", (*columns, "dtype", "tokens/text", "s/text"), rows, note)
 
@@ -170,6 +194,7 @@ def _row(point: Point, mark: str) -> tuple[str, ...]:
         point.sampler,
         f"{point.nfe:.1f}" if point.nfe else "0",
         _NONE if point.gen_ppl is None else f"{point.gen_ppl:.2f}{error}{mark}",
+        _gap(point),
         _shown(point.entropy, 2),
         _shown(point.repetition, 3),
         "/".join(f"{share:.2f}" for share in (point.distinct_1, point.distinct_2, point.distinct_4)),
@@ -179,6 +204,14 @@ def _row(point: Point, mark: str) -> tuple[str, ...]:
         f"{point.tokens_per_text:.1f}",
         f"{point.seconds_per_text:.3g}" if point.nfe else _NONE,
     )
+
+
+def _gap(point: Point) -> str:
+    """Entropy above held-out text, which itself is no gap away."""
+    if point.nfe == 0 or point.entropy_gap is None:
+        return _NONE
+    error = "" if point.entropy_gap_error is None else f" ± {point.entropy_gap_error:.2f}"
+    return f"{0.0 - point.entropy_gap:+.2f}{error}"
 
 
 def held_out(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, length: int, count: int) -> list[str]:
@@ -208,37 +241,21 @@ class Files:
         self.points_path, self.samples_path = folder / "frontier.jsonl", folder / "samples.jsonl"
 
     def points(self) -> list[Point]:
-        """Those that are finished; raises ValueError for a file that holds something else."""
-        try:
-            return [Point(**row) for row in _lines(self.points_path)]
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self.points_path} does not hold points of a frontier ({error}): remove it") from error
+        """Those that are finished; raises ValueError, naming the line, for a file that holds something else."""
+        return lines.read(self.points_path, Point.read)
 
     def add(self, point: Point, texts: Sequence[str]) -> None:
         """A finished point and its texts; texts of an earlier try are replaced."""
-        samples = [line for line in _lines(self.samples_path) if (line.get("model"), line.get("sampler")) != point.key]
+        samples = [row for row in lines.read(self.samples_path, dict) if (row.get("model"), row.get("sampler")) != point.key]
         samples += [{"model": point.model, "sampler": point.sampler, "text": text} for text in texts]
-        _write(self.samples_path, samples)
-        _write(self.points_path, [*_lines(self.points_path), asdict(point)])
+        lines.write(self.samples_path, samples)
+        lines.write(self.points_path, [*lines.read(self.points_path, dict), asdict(point)])
 
     def check(self, wanted: Mapping[str, Any], key: tuple[str, str] | None = None) -> None:
         """Raise ValueError, naming the first difference, unless what all points here, or those of a `key`, were drawn with is `wanted`."""
         for point in self.points():
             if key in (None, point.key):
                 check_same(self.points_path, point.drawn, wanted)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    except ValueError as error:
-        raise ValueError(f"{path} holds a line that is no JSON ({error}): remove it") from error
-
-
-def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    working = path.with_suffix(".tmp")
-    working.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    working.replace(path)
 
 
 def _mean(values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -45,6 +45,10 @@ class Axis:
     """What the places of a profile are, and how a model is asked at one."""
 
     name: ClassVar[str]
+    meaning: ClassVar[str]
+    """Of a place, in words for who reads a picture."""
+    unit: ClassVar[str] = "nats per token"
+    """Of the loss."""
 
     def answer(self, model: Denoiser, batch: Batch, place: float, rng: Rng) -> Answer:
         """The tokens asked for at `place`, scored."""
@@ -56,6 +60,8 @@ class MaskedShare(Axis):
     """A share of the targets is masked, of each block where there are blocks: the nearest count, at least one; the masked are asked for."""
 
     name: ClassVar[str] = "masked share"
+    meaning: ClassVar[str] = "masked share of the tokens (a block model also sees all earlier blocks)"
+    unit: ClassVar[str] = "nats per masked token"
     process: TokenProcess
     mask_id: int
 
@@ -75,6 +81,7 @@ class Time(Axis):
     """The noise of time t, in the model's own schedule; every target is asked for, its own noisy state being part of what is shown."""
 
     name: ClassVar[str] = "t"
+    meaning: ClassVar[str] = "t, time of each model's own noise schedule: equal t is not equal noise"
 
     def answer(self, model: Denoiser, batch: Batch, place: float, rng: Rng) -> Answer:
         process, known = model.process, model.canvas(batch)[0]
@@ -93,6 +100,8 @@ class Rate(Axis):
     """The bound's integrand at time t, nats per token and unit of time: for models that give no probability to a token of a noisy text."""
 
     name: ClassVar[str] = "t, rate of the bound"
+    meaning: ClassVar[str] = "t, time of each model's own noise schedule: equal t is not equal noise"
+    unit: ClassVar[str] = "nats per token and unit of t"
 
     def answer(self, model: Denoiser, batch: Batch, place: float, rng: Rng) -> Answer:
         known, target = model.canvas(batch)
@@ -109,6 +118,7 @@ class Position(Axis):
     """Left to right: the targets of each row up to a share of them, from the place before on; noise has no part in it."""
 
     name: ClassVar[str] = "position"
+    meaning: ClassVar[str] = "token number in the passage over its length (a point: the stretch that ends there)"
     places: tuple[float, ...]
 
     def answer(self, model: Denoiser, batch: Batch, place: float, rng: Rng) -> Answer:
@@ -116,6 +126,9 @@ class Position(Axis):
         share = batch.target.cumsum(1) / batch.target.sum(1, keepdim=True).clamp_min(1)
         where = batch.target & (share > begin) & (share <= place)
         return _scored(model.predictor(batch)(batch.tokens, batch.sample_id).logits(where), batch.tokens, where)
+
+
+AXES: tuple[type[Axis], ...] = (MaskedShare, Time, Rate, Position)
 
 
 @dataclass

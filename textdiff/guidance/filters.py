@@ -42,8 +42,8 @@ class Filters(Guidance):
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}, expected 0 (greedy) or more, and finite")
         if self.top_k < 0:
             raise ValueError(f"top_k is {self.top_k}, expected 0 (keep all) or more")
         if not 0 < self.top_p <= 1:

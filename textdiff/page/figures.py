@@ -1,74 +1,108 @@
-"""The pictures of a page: intervals, training curves and the frontier."""
+"""The pictures of likelihoods: intervals and training curves."""
 
 import math
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from statistics import median_low
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textdiff.evaluation.comparison import Standing
-from textdiff.evaluation.frontier import Point
 from textdiff.page.results import Evaluation
-from textdiff.page.style import FAINT, GROUND, INK, WIDTH, Limits, Looks, Picture, legend_below, short, span, styled
+from textdiff.page.style import GROUND, INK, WIDTH, Limits, Look, Looks, Picture, legend_below, short, span, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BIT = math.log(2)  # nats
+_TO_LEFT, _TO_RIGHT = 4, 5  # matplotlib's markers with their tips at the point
 _KINDS = {"exact": "exact", "upper bound": "upper bound: the true value is to the left", "estimate": "estimate"}
+_MARKED = {  # None: a run that was not measured
+    "exact": "Exact",
+    "upper bound": "Upper bounds (≤)",
+    "estimate": "Estimates (≈)",
+    None: "Exact or a bound, which is not known here",
+}
 
 
 def intervals(data: str, number: int, standings: Sequence[Standing], looks: Looks) -> Picture:
-    """Bits per byte of every model on a data set with its 95 % interval, the best on top."""
+    """Bits per byte of every model on a data set with its 95 % interval, the best on top; what lies beyond the picture has an arrowhead."""
+    found = [_bits(standing) for standing in standings]
+    room = _room(found)
     with styled():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(WIDTH, 1.1 + 0.3 * len(standings)), layout="constrained")
         axes = figure.subplots()
-        values = [standing.nats["text_bytes"].value / _BIT for standing in standings]
-        low, high = _room(values, [standing.nats["text_bytes"].low / _BIT for standing in standings])
-        for row, (standing, value) in enumerate(zip(standings, values, strict=True)):
-            _interval(axes, row, standing, value, high, looks)
+        for row, (standing, bits) in enumerate(zip(standings, found, strict=True)):
+            _interval(axes, row, bits, room, standing.measurement.kind, looks[standing.measurement.model].colour)
         axes.set_yticks(range(len(standings)), [short(standing.measurement.model) for standing in standings])
         axes.set_ylim(len(standings) - 0.4, -0.6)
-        axes.set_xlim(low, high)
+        axes.set_xlim(room.low, room.high)
         axes.set_xlabel("bits per byte (95 % interval over texts); less is better")
         axes.tick_params(left=False)
         axes.spines["left"].set_visible(False)
         axes.grid(axis="x")
         _kinds_below(figure, sorted({standing.measurement.kind for standing in standings}, key=list(_KINDS).index))
-    said = "; ".join(f"{short(one.measurement.model)} {sign(one)}{value:.4f}" for one, value in zip(standings, values, strict=True))
-    alt = f"Bits per byte on {data}, best first: {said}"
-    return Picture(f"intervals{number}", alt, "Intervals are of the texts alone: another training seed would move each model too.", figure)
+    said = "; ".join(
+        f"{short(one.measurement.model)} {sign(one.measurement.kind)}{bits.value:.4f}" for one, bits in zip(standings, found, strict=True)
+    )
+    caption = "Intervals are of the texts alone: another training seed would move each model too."
+    if any(bits.beyond(room) for bits in found):
+        caption += " Arrowheads point to what lies beyond the picture; the numbers at the right say how far."
+    return Picture(f"intervals{number}", f"Bits per byte on {data}, best first: {said}", caption, figure)
 
 
-def sign(standing: Standing) -> str:
+def sign(kind: str) -> str:
     """What stands before a number: that it is a bound or an estimate."""
-    return {"upper bound": "≤ ", "estimate": "≈ "}.get(standing.measurement.kind, "")
+    return {"upper bound": "≤ ", "estimate": "≈ "}.get(kind, "")
 
 
-def _room(values: Sequence[float], lows: Sequence[float]) -> tuple[float, float]:
-    """Limits with room for the numbers at the right of each interval."""
-    low, high = span(values)
-    low = min([low, *filter(math.isfinite, lows)])
-    width = max(high - low, 0.02 * high)
-    return low - 0.06 * width, high + 0.32 * width
+class Bits(NamedTuple):
+    """A number of bits per byte and the ends of its interval, which are the number itself where there is none."""
+
+    value: float
+    low: float
+    high: float
+
+    def beyond(self, room: Limits) -> bool:
+        """Whether any of it lies outside."""
+        return self.low < room.low or self.high > room.high
 
 
-def _interval(axes: "Axes", row: int, standing: Standing, value: float, right: float, looks: Looks) -> None:
-    """One line of the picture; a value beyond its right edge is named there."""
-    colour, found = looks[standing.measurement.model].colour, standing.nats["text_bytes"]
-    number = f"{sign(standing)}{value:.3f}"
-    if value > right:
-        text = f"{number} →"
-        axes.annotate(text, (1, row), xycoords=("axes fraction", "data"), ha="right", va="center", color=INK, annotation_clip=False)
-        return
-    ends = [end / _BIT for end in (found.low, found.high)]
-    if all(map(math.isfinite, ends)):
-        axes.plot(ends, [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
-    axes.plot([value], [row], **_marker(standing.measurement.kind, colour))
-    edge = max(value, ends[1] if math.isfinite(ends[1]) else value)
-    axes.annotate(number, (edge, row), xytext=(6, 0), textcoords="offset points", va="center", color=INK, clip_on=False)
+def _bits(standing: Standing) -> Bits:
+    found = standing.nats["text_bytes"]
+    value, low, high = (nats / _BIT for nats in (found.value, found.low, found.high))
+    return Bits(value, low, high) if math.isfinite(high - low) else Bits(value, value, value)
+
+
+def _room(found: Sequence[Bits]) -> Limits:
+    """Room for the numbers, but for those that squash the others, and for intervals up to thrice as wide as is usual."""
+    known = [bits for bits in found if math.isfinite(bits.value)]
+    if not known:
+        return Limits(0.0, 1.0)
+    low, high = span([bits.value for bits in known])
+    usual = [wide for bits in known if (wide := max(bits.value - bits.low, bits.high - bits.value)) > 0]
+    reach = max(3 * median_low(usual or [0.0]), (high - low) / 4)
+    drawn = [bits for bits in known if bits.value <= high]
+    low = min(max(bits.low, bits.value - reach) for bits in drawn)
+    high = max(min(bits.high, bits.value + reach) for bits in drawn)
+    margin = 0.06 * (high - low) or 0.02 * abs(high) or 1.0
+    return Limits(low - margin, high + margin)
+
+
+def _interval(axes: "Axes", row: int, bits: Bits, room: Limits, kind: str, colour: str) -> None:
+    """One line of the picture, its number at the right of all lines."""
+    low, high = max(bits.low, room.low), min(bits.high, room.high)
+    if low < high:
+        axes.plot([low, high], [row, row], color=colour, linewidth=2.2, solid_capstyle="butt")
+    for cut, edge, marker in ((bits.low < room.low, room.low, _TO_LEFT), (bits.high > room.high, room.high, _TO_RIGHT)):
+        if cut:
+            axes.plot([edge], [row], color=colour, marker=marker, markersize=8, linestyle="none", clip_on=False)
+    if room.low <= bits.value <= room.high:
+        axes.plot([bits.value], [row], **_marker(kind, colour))
+    ends = f" ({bits.low:.2f} to {bits.high:.2f})" if bits.beyond(room) and bits.low < bits.high else ""
+    number = f"{sign(kind)}{bits.value:.3f}{ends}"
+    axes.annotate(number, (1, row), xycoords=("axes fraction", "data"), xytext=(10, 0), textcoords="offset points", va="center", color=INK)
 
 
 def _marker(kind: str, colour: str) -> dict[str, Any]:
@@ -84,10 +118,11 @@ def _kinds_below(figure: Any, kinds: Sequence[str]) -> None:
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
 
 
-def training(rows: Sequence[Evaluation], looks: Looks) -> Picture:
-    """Validation loss against tokens and, where they are known, against seconds."""
+def training(rows: Sequence[Evaluation], kinds: Mapping[str, str], looks: Looks) -> Picture:
+    """Validation loss against tokens and, where they are known, against seconds; `kinds` says of which runs it is a bound."""
     runs = {run: sorted(found, key=lambda row: row.tokens) for run, found in _grouped(rows, lambda row: row.run).items()}
     timed = any(math.isfinite(row.seconds) for row in rows)
+    limits = Limits.of({run: [row.nats_per_token for row in found[len(found) // 8 :]] for run, found in runs.items()})
     with styled():
         from matplotlib.figure import Figure
 
@@ -96,25 +131,32 @@ def training(rows: Sequence[Evaluation], looks: Looks) -> Picture:
         scales = [("training tokens", lambda row: row.tokens), ("seconds of training", lambda row: row.seconds)]
         for axes, (label, at) in zip(panels, scales, strict=False):
             for run, found in runs.items():
-                _curve(axes, run, [(at(row), row.nats_per_token, row.error) for row in found], looks)
+                _curve(axes, sign(kinds.get(run, "")) + run, looks[run], [(at(row), row.nats_per_token, row.error) for row in found])
             axes.set_xlabel(label)
             axes.xaxis.set_major_formatter(_thousands)
             axes.grid(axis="y")
         panels[0].set_ylabel("validation nats/token (bands: ± 2 s.e.)")
-        limits = Limits.of({run: [row.nats_per_token for row in found[len(found) // 8 :]] for run, found in runs.items()})
         panels[0].set_ylim(limits.low, limits.high)
         legend_below(figure, panels)
-    ends = "; ".join(f"{short(run)} {found[-1].nats_per_token:.3f}" for run, found in sorted(runs.items()))
+    ends = "; ".join(f"{short(run)} {sign(kinds.get(run, ''))}{found[-1].nats_per_token:.3f}" for run, found in sorted(runs.items()))
     alt = f"Validation nats per token while training, at its end: {ends}"
-    return Picture("training", alt, f"The first steps may lie above the picture. {limits.words}".strip(), figure)
+    outside = limits.words({run: [row.nats_per_token for row in found] for run, found in runs.items()})
+    return Picture("training", alt, f"{kinds_in_words(list(runs), kinds)} {outside}".strip(), figure)
 
 
-def _curve(axes: "Axes", run: str, points: Sequence[tuple[float, float, float]], looks: Looks) -> None:
+def kinds_in_words(runs: Sequence[str], kinds: Mapping[str, str]) -> str:
+    """What the marks before the names of runs say."""
+    groups = {said: [run for run in runs if kinds.get(run) == kind] for kind, said in _MARKED.items()}
+    words = [f"{said}: {', '.join(map(short, names))}." for said, names in groups.items() if names]
+    return " ".join(words)
+
+
+def _curve(axes: "Axes", label: str, look: Look, points: Sequence[tuple[float, float, float]]) -> None:
     known = [point for point in points if math.isfinite(point[0]) and math.isfinite(point[1])]
     if known:
         x, y, error = zip(*known, strict=True)
-        look = looks[run]
-        axes.plot(x, y, label=run, color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, markevery=max(1, len(x) // 6))
+        every = max(1, len(x) // 6)
+        axes.plot(x, y, label=label, color=look.colour, linestyle=look.dash, marker=look.marker, markersize=4, markevery=every)
         wide = [2 * one if math.isfinite(one) else 0.0 for one in error]
         low, high = ([at + by * way for at, by in zip(y, wide, strict=True)] for way in (-1, 1))
         axes.fill_between(x, low, high, color=look.colour, alpha=0.18, linewidth=0)
@@ -125,74 +167,6 @@ def _thousands(value: float, _: int) -> str:
         if abs(value) >= unit:
             return f"{value / unit:g}{letter}"
     return f"{value:g}"
-
-
-def frontier(points: Sequence[Point], looks: Looks) -> Picture:
-    """Generative perplexity against network calls, and below it entropy, without which the first says little."""
-    drawn, real = [point for point in points if point.nfe > 0], [point for point in points if point.nfe == 0]
-    lines = _grouped(drawn, lambda point: (point.model, _without_steps(point.sampler)))
-    models = list(dict.fromkeys(point.model for point in drawn))
-    with styled():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(WIDTH, 5.6 + 0.1 * len(models)), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-        dashes: dict[str, int] = {}
-        for (model, sampler), found in lines.items():
-            look, place = looks[model], dashes.setdefault(model, -1) + 1
-            dashes[model] = place
-            found = sorted(found, key=lambda point: point.nfe)
-            style = {"color": look.colour, "marker": look.marker, "linestyle": ("-", "--", ":", "-.")[place % 4]}
-            name = short(model) if sampler in ("", "default") else f"{short(model)}, {short(sampler)}"
-            known = [(p.nfe, p.gen_ppl, p.gen_ppl_error or 0.0) for p in found if p.gen_ppl is not None]
-            x, y, error = zip(*known, strict=True) if known else ((), (), ())
-            upper.errorbar(x, y, error, label=name, capsize=2, **style)
-            told = [point for point in found if point.entropy is not None]
-            lower.plot([p.nfe for p in told], [p.entropy or 0.0 for p in told], label=name, **style)
-        for point in real[:1]:
-            _held_out(upper, point.gen_ppl, point.model)
-            _held_out(lower, point.entropy, "")
-        upper.set_yscale("log")
-        _plain_ticks(upper.yaxis)
-        lower.set_xscale("log", base=2)
-        _plain_ticks(lower.xaxis)
-        scorers = sorted({short(point.scorer) for point in points})
-        upper.set_ylabel("generative perplexity\n(log; bars: ± 1 s.e.)")
-        lower.set_ylabel("entropy, nats")
-        lower.set_xlabel("network calls per text (log)")
-        upper.set_title(f"scored by {', '.join(scorers)}")
-        for axes in (upper, lower):
-            axes.grid()
-        legend_below(figure, [upper], rename=lambda name: name)
-    best = {model: min((p.gen_ppl for p in drawn if p.model == model and p.gen_ppl is not None), default=math.nan) for model in models}
-    alt = "Generative perplexity and entropy against network calls; lowest perplexity: " + "; ".join(
-        f"{short(model)} {value:.1f}" for model, value in best.items()
-    )
-    caption = "Low perplexity with an entropy below that of held-out text means repetition, not quality."
-    return Picture("frontier", alt, caption, figure)
-
-
-def _without_steps(sampler: str) -> str:
-    """A sampler's words but for its number of steps, which the axis shows."""
-    return re.sub(r"(?<=[:,])steps=\d+,?", "", sampler).rstrip(":,")
-
-
-def _held_out(axes: "Axes", value: float | None, name: str) -> None:
-    if value is not None:
-        axes.axhline(value, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
-        axes.annotate(
-            name, (1, value), xycoords=("axes fraction", "data"), xytext=(-2, 3), textcoords="offset points", ha="right", color=INK
-        )
-
-
-def _plain_ticks(axis: Any) -> None:
-    """Numbers as people write them, also between powers where there is room."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if axis.axis_name == "y":
-        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=12))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _grouped(rows: Sequence[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:

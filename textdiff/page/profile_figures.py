@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from textdiff.evaluation.profile import AXES
 from textdiff.page.results import Place
 from textdiff.page.style import FAINT, INK, WIDTH, Limits, Looks, Picture, legend_below, short, styled
 
@@ -11,14 +12,18 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_AXES = {axis.name: axis for axis in AXES}
 _ACROSS = 3  # panels beside one another
 _LINES = 4  # places drawn in a panel
+_NARROWEST = 4.4  # inches: the legend must fit
 _FEWEST = 50  # tokens of a point: fewer say little of an accuracy
 
 
 def losses(axis: str, number: int, rows: Sequence[Place], looks: Looks) -> Picture:
     """Loss of every model along one axis."""
     models = sorted({row.model for row in rows})
+    reach = {model: [end for row in rows if row.model == model for end in _ends(row)] for model in models}
+    limits = Limits.of(reach)
     with styled():
         from matplotlib.figure import Figure
 
@@ -29,17 +34,14 @@ def losses(axis: str, number: int, rows: Sequence[Place], looks: Looks) -> Pictu
             look, error = looks[model], [2 * row.error if math.isfinite(row.error) else 0.0 for row in found]
             x, y = [row.x for row in found], [row.nats_per_token for row in found]
             axes.errorbar(x, y, error, label=model, color=look.colour, linestyle=look.dash, marker=look.marker, capsize=2)
-        reach = {model: [end for row in rows if row.model == model for end in _ends(row)] for model in models}
-        limits = Limits.of(reach)
         axes.set_ylim(limits.low, limits.high)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_xlabel(axis)
+        axes.set_xlabel(meaning(axis))
         axes.set_ylabel(f"{unit(axis)} (± 2 s.e.)")
         axes.grid()
         legend_below(figure, [axes])
-    return Picture(
-        f"loss{number}", f"{unit(axis)} by {axis} of {', '.join(map(short, models))}; the table holds the numbers", limits.words, figure
-    )
+    alt = f"{unit(axis)} by {axis} of {', '.join(map(short, models))}; the table holds the numbers"
+    return Picture(f"loss{number}", alt, limits.words(reach), figure)
 
 
 def _ends(row: Place) -> tuple[float, float]:
@@ -48,10 +50,14 @@ def _ends(row: Place) -> tuple[float, float]:
     return row.nats_per_token - wide, row.nats_per_token + wide
 
 
+def meaning(axis: str) -> str:
+    """Of a place on an axis."""
+    return _AXES[axis].meaning if axis in _AXES else axis
+
+
 def unit(axis: str) -> str:
     """What the loss along an axis is."""
-    known = {"masked share": "nats per masked token", "t, rate of the bound": "nats per token and unit of t"}
-    return known.get(axis, "nats per token")
+    return _AXES[axis].unit if axis in _AXES else "nats per token"
 
 
 def calibration(axis: str, number: int, rows: Sequence[Place], looks: Looks) -> Picture:
@@ -63,7 +69,7 @@ def calibration(axis: str, number: int, rows: Sequence[Place], looks: Looks) -> 
         from matplotlib.figure import Figure
 
         across, down = min(_ACROSS, len(models)), -(-len(models) // _ACROSS)
-        figure = Figure(figsize=(0.4 + (WIDTH - 0.4) * across / _ACROSS, 2.45 * down + 0.7), layout="constrained")
+        figure = Figure(figsize=(max(0.4 + (WIDTH - 0.4) * across / _ACROSS, _NARROWEST), 2.6 * down + 0.7), layout="constrained")
         panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).flatten()
         for place, (axes, model) in enumerate(zip(panels, models, strict=False)):
             _calibration(axes, [row for row in rows if row.model == model], looks[model].colour, strength)
@@ -75,7 +81,10 @@ def calibration(axis: str, number: int, rows: Sequence[Place], looks: Looks) -> 
         for axes in panels[len(models) :]:
             axes.set_visible(False)
         _strengths_below(figure, axis, strength)
-    caption = f"On the diagonal a model is right as often as it says; below it, it is too sure. Points have {_FEWEST} tokens or more."
+    caption = (
+        f"On the diagonal a model is right as often as it says; below it, it is too sure. Points have {_FEWEST} tokens or more. "
+        f"From pale to dark: {meaning(axis)}."
+    )
     alt = f"Accuracy against confidence by {axis} of {', '.join(map(short, models))}; the table of calibration errors holds the numbers"
     return Picture(f"calibration{number}", alt, caption, figure)
 
@@ -90,7 +99,7 @@ def _calibration(axes: "Axes", rows: Sequence[Place], colour: str, strength: Map
     axes.set_ylim(0, 1)
     axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    axes.set_aspect("equal")
+    axes.set_aspect("equal", anchor="W")
 
 
 def _strengths_below(figure: "Figure", axis: str, strength: Mapping[float, float]) -> None:

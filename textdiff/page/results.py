@@ -1,17 +1,15 @@
 """The files of a comparison's folder, read back: what `textdiff report` knows."""
 
 import json
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from textdiff.evaluation.comparison_tables import Table
-from textdiff.evaluation.frontier import Files, Point
+from textdiff.evaluation.frontier import HELD_OUT, Files, Point
+from textdiff.evaluation.lines import Fields, number, read
 from textdiff.evaluation.measurement import Measurement
-
-Row = TypeVar("Row")
 
 
 class Place(NamedTuple):
@@ -54,6 +52,8 @@ class Notes(NamedTuple):
     command: str = ""
     rules: tuple[str, ...] = ()
     tables: tuple[Table, ...] = ()
+    models: tuple[str, ...] = ()
+    """Those of the run; all that the folder holds where none is named."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class Results:
     curves: Sequence[Evaluation]
     samples: Sequence[Sample]
     notes: Notes
+    left_out: Sequence[str] = ()
+    """Models that the folder's files hold and its notes do not name."""
 
     @classmethod
     def read(cls, folder: Path) -> "Results":
@@ -76,14 +78,34 @@ class Results:
         names = ("frontier.jsonl", "profile.jsonl", "curves.jsonl", "samples.jsonl", "notes.json")
         if not likelihood and not any((folder / name).exists() for name in names):
             raise ValueError(f"{folder} holds none of likelihood/*.jsonl, {', '.join(names)}: name the output folder of a comparison")
-        return cls(
+        everything = cls(
             likelihood,
             Files(folder).points(),
-            list(_lines(folder / "profile.jsonl", _place)),
-            list(_lines(folder / "curves.jsonl", _evaluation)),
-            list(_lines(folder / "samples.jsonl", _sample)),
+            read(folder / "profile.jsonl", _place),
+            read(folder / "curves.jsonl", _evaluation),
+            read(folder / "samples.jsonl", _sample),
             _notes(folder / "notes.json"),
         )
+        return everything._of_notes() if everything.notes.models else everything
+
+    def _of_notes(self) -> "Results":
+        """What is of the models that the notes name, and held-out text: a folder may hold what an earlier run left in it."""
+        named = self.notes.models
+        measurements = {data: [found for found in rows if found.model in named] for data, rows in self.measurements.items()}
+        return Results(
+            {data: rows for data, rows in measurements.items() if rows},
+            [point for point in self.frontier if point.model in named or not point.nfe],
+            [place for place in self.profile if place.model in named],
+            [row for row in self.curves if row.run in named],
+            [sample for sample in self.samples if sample.model in (*named, HELD_OUT)],
+            self.notes,
+            [model for model in self.models if model not in named],
+        )
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """Of the models that were measured: whether their likelihood is exact, an upper bound or an estimate."""
+        return {found.model: found.kind for rows in self.measurements.values() for found in rows}
 
     @property
     def models(self) -> list[str]:
@@ -101,30 +123,23 @@ def _likelihood(folder: Path) -> dict[str, Sequence[Measurement]]:
     return {name: found[name] for name in sorted(found)}
 
 
-def _lines(path: Path, of: Callable[[dict[str, Any]], Row]) -> Iterator[Row]:
-    if not path.exists():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                yield of(json.loads(line))
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ValueError(f"line {number} of {path} does not hold what it should ({_said(error)}): remove it") from error
-
-
 def _place(row: dict[str, Any]) -> Place:
-    bins = tuple((_number(confidence), _number(accuracy), _number(tokens)) for confidence, accuracy, tokens in row.get("bins") or ())
-    numbers = {name: _number(row.get(name)) for name in ("error", "accuracy", "confidence", "calibration_error", "tokens")}
-    return Place(_text(row["model"]), _text(row["axis"]), _number(row["x"]), _number(row["nats_per_token"]), bins=bins, **numbers)
+    of, bins = Fields(row), row.get("bins") or ()
+    if not isinstance(bins, list | tuple) or not all(isinstance(one, list) and len(one) == 3 for one in bins):
+        raise ValueError("bins is no list of [confidence, accuracy, tokens]")
+    found = tuple((number("confidence", one[0]), number("accuracy", one[1]), number("tokens", one[2])) for one in bins)
+    numbers = {name: of.optional(name) for name in ("error", "accuracy", "confidence", "calibration_error", "tokens")}
+    return Place(of.text("model"), of.text("axis"), of.finite("x"), of.number("nats_per_token"), bins=found, **numbers)
 
 
 def _evaluation(row: dict[str, Any]) -> Evaluation:
-    error, seconds = _number(row.get("error")), _number(row.get("seconds"))
-    return Evaluation(_text(row["run"]), _number(row["tokens"]), seconds, _number(row["nats_per_token"]), error)
+    of = Fields(row)
+    return Evaluation(of.text("run"), of.finite("tokens"), of.optional("seconds"), of.number("nats_per_token"), of.optional("error"))
 
 
 def _sample(row: dict[str, Any]) -> Sample:
-    return Sample(_text(row["model"]), _text(row["sampler"]), _text(row["text"]))
+    of = Fields(row)
+    return Sample(of.text("model"), of.text("sampler"), of.text("text"))
 
 
 def _notes(path: Path) -> Notes:
@@ -133,8 +148,8 @@ def _notes(path: Path) -> Notes:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         tables = tuple(_table(table) for table in found.get("tables") or ())
-        rules = tuple(_text(rule) for rule in found.get("rules") or ())
-        return Notes(_text(found.get("title") or ""), _text(found.get("command") or ""), rules, tables)
+        title, command = (_text(found.get(name) or "") for name in ("title", "command"))
+        return Notes(title, command, _texts(found.get("rules")), tables, _texts(found.get("models")))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} does not hold notes on a comparison ({_said(error)}): remove it") from error
 
@@ -147,19 +162,16 @@ def _table(found: dict[str, Any]) -> Table:
     return Table(_text(found["title"]), columns, rows, _text(found.get("note") or ""))
 
 
-def _number(value: Any) -> float:
-    """nan for None and for what is not finite."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is not a number")
-    return float(value) if math.isfinite(value) else math.nan
-
-
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not text")
     return value
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | None):
+        raise ValueError(f"{value!r} is no list")
+    return tuple(map(_text, value or ()))
 
 
 def _said(error: Exception) -> str:

@@ -9,13 +9,17 @@ from textdiff.evaluation import frontier as quality
 from textdiff.evaluation.comparison import Standing, pairings
 from textdiff.evaluation.comparison_tables import Table, pairs, perplexity, rules
 from textdiff.evaluation.measurement import Measurement
-from textdiff.page import figures, profile_figures
-from textdiff.page.results import Place, Results, Sample
+from textdiff.page import figures, frontier_figure, profile_figures
+from textdiff.page.results import Evaluation, Place, Results, Sample
 from textdiff.page.style import Looks, Picture
 from textdiff.plots import can_draw
 
 _BIT = math.log(2)  # nats
 _NONE = "-"
+_LIKELIHOOD = (
+    "± is one standard error over texts; all parameters are those kept with a model, embeddings among them; trained parameters, where a "
+    "table counts those, are the same without what training does not change itself, such as frozen embeddings or a running mean of weights"
+)
 _MOST = 12  # models whose pairs are all listed
 _BESIDE = 3  # samples of a model
 NO_PICTURES = "Pictures are left out: they are drawn by matplotlib (pip install 'textdiff[plots]')."
@@ -67,14 +71,12 @@ def likelihood_table(data: str, standings: Sequence[Standing]) -> Table:
     """A row for each model, in the order given."""
     words = any("words" in standing.nats for standing in standings)
     columns = ["model", "nats/token", "perplexity (95 %)", "bits/byte (95 %)", "bits/character", *(["word perplexity"] if words else [])]
-    columns += ["kind", "draws", "network calls", "parameters", "training seed"]
-    return Table(
-        f"{data}: likelihood", tuple(columns), [_row(standing, words) for standing in standings], "± is one standard error over texts"
-    )
+    columns += ["kind", "draws", "network calls", "all parameters", "training seed"]
+    return Table(f"{data}: likelihood", tuple(columns), [_row(standing, words) for standing in standings], _LIKELIHOOD)
 
 
 def _row(standing: Standing, words: bool) -> tuple[str, ...]:
-    found, nats, mark = standing.measurement, standing.nats, figures.sign(standing)
+    found, nats, mark = standing.measurement, standing.nats, figures.sign(standing.measurement.kind)
     tokens, of_bytes = nats["tokens"], nats["text_bytes"]
     # a bound's interval is that of the bound
     ppl = [perplexity(end) for end in (tokens.value, tokens.low, tokens.high)]
@@ -99,17 +101,22 @@ def _training(results: Results, looks: Looks, drawn: bool) -> Iterator[Section]:
     if rows:
         runs = {run: [row for row in rows if row.run == run] for run in sorted({row.run for row in rows})}
         ends = [max(found, key=lambda row: row.tokens) for found in runs.values()]
-        cells = [
-            (end.run, f"{end.tokens:,.0f}", _number(end.seconds, 0), f"{end.nats_per_token:.4f}", _number(end.error, 4)) for end in ends
-        ]
-        table = Table("ends of training", ("run", "training tokens", "seconds", "nats/token", "standard error"), cells, "")
-        yield Section("Training", (), [figures.training(rows, looks)] if drawn else [], [table])
+        cells = [(end.run, *_end(end, results.kinds.get(end.run, ""))) for end in ends]
+        columns = ("run", "training tokens", "seconds", "nats/token", "standard error", "kind")
+        table = Table("ends of training", columns, cells, "")
+        yield Section("Training", (), [figures.training(rows, results.kinds, looks)] if drawn else [], [table])
+
+
+def _end(end: Evaluation, kind: str) -> tuple[str, ...]:
+    loss = f"{figures.sign(kind)}{end.nats_per_token:.4f}"
+    return f"{end.tokens:,.0f}", _number(end.seconds, 0), loss, _number(end.error, 4), kind or "not known"
 
 
 def _frontier(results: Results, looks: Looks, drawn: bool) -> Iterator[Section]:
     points = list(results.frontier)
     if points:
-        pictures = [figures.frontier(points, looks)] if drawn and any(point.nfe > 0 for point in points) else []
+        picture = frontier_figure.frontier(points, looks) if drawn else None
+        pictures = [picture] if picture else []
         counted = sorted({f"generative perplexity, {point.scorer}: {point.rules}" for point in points if point.rules})
         yield Section("Sample quality and network calls", quality.warnings(points), pictures, [quality.table(points)], counted)
 
@@ -129,18 +136,30 @@ def _profile(results: Results, looks: Looks, drawn: bool) -> Iterator[Section]:
         yield Section("Calibration", words, pictures, tables)
     if axes:
         pictures = [profile_figures.losses(axis, number, rows, looks) for number, (axis, rows) in enumerate(by_axis.items()) if drawn]
-        tables = [_pivot(f"{profile_figures.unit(axis)} by {axis}", rows, "nats_per_token", 3) for axis, rows in by_axis.items()]
+        tables = [_loss(axis, rows) for axis, rows in by_axis.items()]
         yield Section("Loss by noise and by position", (), pictures, tables)
 
 
+def _loss(axis: str, rows: Sequence[Place]) -> Table:
+    return _pivot(f"{profile_figures.unit(axis)} by {axis}", rows, "nats_per_token", 3, _columns_mean(axis))
+
+
 def _sureness(axis: str, rows: Sequence[Place]) -> Iterator[Table]:
-    yield _pivot(f"accuracy by {axis}", rows, "accuracy", 3)
-    yield _pivot(f"mean confidence by {axis}", rows, "confidence", 3)
+    columns = _columns_mean(axis)
+    yield _pivot(f"accuracy by {axis}", rows, "accuracy", 3, columns)
+    yield _pivot(f"mean confidence by {axis}", rows, "confidence", 3, columns)
     if any(math.isfinite(row.calibration_error) for row in rows):
-        yield _pivot(f"expected calibration error by {axis}", rows, "calibration_error", 3, "over equal bins of confidence")
+        note = f"over equal bins of confidence; {columns}".removesuffix("; ")
+        yield _pivot(f"expected calibration error by {axis}", rows, "calibration_error", 3, note)
 
 
-def _pivot(title: str, rows: Sequence[Place], field: str, places: int, note: str = "") -> Table:
+def _columns_mean(axis: str) -> str:
+    """What the numbers above the columns are, where that is known."""
+    meaning = profile_figures.meaning(axis)
+    return "" if meaning == axis else f"columns: {meaning}"
+
+
+def _pivot(title: str, rows: Sequence[Place], field: str, places: int, note: str) -> Table:
     """A row for each model and a column for each place."""
     found = {(row.model, row.x): row._asdict()[field] for row in rows}
     at = sorted({row.x for row in rows})

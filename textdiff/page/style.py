@@ -3,10 +3,11 @@
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from textdiff.page.characters import in_html, safe
@@ -48,6 +49,7 @@ _RC: Any = {
     "svg.fonttype": "path",
 }
 WIDTH = 7.2  # inches
+_NAMED = 3  # models at most that are named where all could be meant
 
 
 class Look(NamedTuple):
@@ -101,21 +103,28 @@ def svg(picture: Picture) -> str:
     return re.sub(r"[ \t]+\n", "\n", text).strip()
 
 
+def png(picture: Picture, path: Path) -> None:
+    """Write the picture alone, on white."""
+    with styled():
+        picture.figure.savefig(path, dpi=120)
+
+
 def short(name: str, longest: int = 40) -> str:
     """A name as a picture has room for it: without its middle where it is long, in one line."""
     name = " ".join(safe(name).split())
     return name if len(name) <= longest else f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
 
 
-def legend_below(figure: "Figure", axes: Sequence["Axes"], rename: Callable[[str], str] = short) -> None:
-    """One legend for all axes, outside them; as many columns as the names leave room for."""
+def legend_below(figure: "Figure", axes: Sequence["Axes"], longest: int = 40) -> None:
+    """One legend for all axes, outside them; as many columns as the names, cut to the longest, leave room for."""
     found: dict[str, Any] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
-            found.setdefault(rename(label), handle)
+            found.setdefault(label, handle)
     if found:
-        columns = max(1, min(len(found), 4, int(WIDTH * 13 / (max(map(len, found)) + 6))))
-        figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=columns, handlelength=2.4, columnspacing=1.6)
+        names = [short(label, longest) for label in found]
+        columns = max(1, min(len(names), 4, int(WIDTH * 13 / (max(map(len, names)) + 6))))
+        figure.legend(found.values(), names, loc="outside lower left", ncols=columns, handlelength=2.4, columnspacing=1.6)
 
 
 def span(values: Sequence[float], share: float = 0.34) -> tuple[float, float]:
@@ -135,20 +144,27 @@ class Limits(NamedTuple):
 
     low: float
     high: float
-    beyond: Sequence[str]  # models that lie above it altogether
 
     @classmethod
     def of(cls, values: Mapping[str, Sequence[float]]) -> "Limits":
         """Room for the numbers of each model, but for models so far above the others that these would be squashed."""
-        known = {name: found for name, of_name in values.items() if (found := [value for value in of_name if math.isfinite(value)])}
+        known = [found for of_name in values.values() if (found := [value for value in of_name if math.isfinite(value)])]
         if not known:
-            return cls(0.0, 1.0, ())
-        best = span([min(found) for found in known.values()])[1]
-        drawn = [value for found in known.values() if min(found) <= best for value in found]
+            return cls(0.0, 1.0)
+        best = span([min(found) for found in known])[1]
+        drawn = [value for found in known if min(found) <= best for value in found]
         margin = 0.06 * (max(drawn) - min(drawn)) or 0.02 * abs(best) or 1.0
-        return cls(min(drawn) - margin, max(drawn) + margin, [name for name, found in known.items() if min(found) > best])
+        return cls(min(drawn) - margin, max(drawn) + margin)
 
-    @property
-    def words(self) -> str:
-        """What a caption says of them."""
-        return f"Too far up for the picture: {', '.join(map(short, self.beyond))}." if self.beyond else ""
+    def words(self, values: Mapping[str, Sequence[float]]) -> str:
+        """What a caption says of the models of which nothing, and of those of which only a part, is drawn."""
+        inside = {
+            name: [self.low <= value <= self.high for value in of_name if math.isfinite(value)] for name, of_name in sorted(values.items())
+        }
+        without = [name for name, found in inside.items() if found and not any(found)]
+        in_part = [name for name, found in inside.items() if any(found) and not all(found)]
+        words = [f"Outside the picture: {', '.join(map(short, without))}."] if without else []
+        if in_part:
+            every = len(in_part) > _NAMED and len(in_part) == sum(map(any, inside.values()))
+            words.append(f"Partly outside the picture: {'all that it shows' if every else ', '.join(map(short, in_part))}.")
+        return " ".join(words)

@@ -1,5 +1,6 @@
 """Speculative decoding from text to table: a causal model, what may draft for it, what each way costs, and a look at the drafts."""
 
+import json
 import os
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from textdiff.speculation.models import Llama, Training
 from textdiff.speculation.opening import assistant_of, causal, diffusion_of, flash_of, opened, require_rows
 from textdiff.speculation.plan import Compare
 from textdiff.speculation.report import report
+from textdiff.training.checkpoint import list_checkpoints
 from textdiff.training.settings import Train
 from textdiff.vocab import Vocab
 
@@ -48,15 +50,15 @@ class Speculation:
     """builtin:pydocs, a file (text, jsonl, csv, parquet), a folder of them, or a hub id org/name[:config][@revision]."""
     target_size: Llama = Llama()
     """The target, where it is trained."""
-    assistant_size: Llama = Llama(width=128, layers=1, heads=4)
+    assistant_size: Llama = Llama(layers=1)
     """The assistant, where it is trained."""
     drafter_model: ModelSpec
     """The drafter, where it is trained."""
-    flash_size: DrafterConfig = DrafterConfig(layers=1)
+    flash_size: DrafterConfig = DrafterConfig(layers=1, mlp_ratio=8.0)
     """The drafter that reads features, where it is trained."""
-    flash_objective: Anchored = Anchored(anchors=16)
+    flash_objective: Anchored = Anchored()
     """What it learns."""
-    flash_own: OwnText = OwnText(rows=512)
+    flash_own: OwnText = OwnText(rows=2_048)
     """The text it learns from."""
     train: Train
     """How the target and the assistant are trained."""
@@ -74,6 +76,9 @@ class Speculation:
     """Folder of the run (default: a new one under runs/)."""
 
     def __post_init__(self) -> None:
+        for name, train in (("drafter_train", self.drafter_train), ("flash_train", self.flash_train)):
+            if train.resume and not self.train.resume:
+                raise ValueError(f"{name}.resume is set and train.resume is not, which resumes all that is trained here: set that one")
         if self.target is None and any(name is not None for name in (self.drafter, self.assistant, self.flash)):
             raise ValueError("a drafter is given and no target: what drafts has its target's token ids, so name that with --target")
         if self.compare.prompt_length > self.layout.length:
@@ -121,8 +126,34 @@ def run(asked: Speculation, name: str) -> Path:
     for train in (asked.train, asked.drafter_train, asked.flash_train):
         train.lora.require_weights(None)
     began, out = time.perf_counter(), run_folder(asked, name)
-    _measured(asked, _trained(asked, _ready(asked, out)), out, began)
+    _require_new(asked, out)
+    names = _trained(asked, _ready(asked, out))
+    _measured(asked, names, out, began)
     return out
+
+
+def _roles(asked: Speculation) -> dict[str, Train]:
+    """What is trained here, and how."""
+    own = {"target": asked.train, "assistant": asked.train} if asked.target is None else {}
+    drafter = {"drafter": asked.drafter_train} if asked.drafter is None else {}
+    return own | drafter | ({"flash": asked.flash_train} if asked.flash is None else {})
+
+
+def _require_new(asked: Speculation, out: Path) -> None:
+    """Raise ValueError for a folder with models that were begun in it and are not to be resumed."""
+    for role in () if asked.train.resume else _roles(asked):
+        if list_checkpoints(out / role / "checkpoints"):
+            raise ValueError(f"{out / role} already holds a run: resume it with --train.resume, or choose another folder")
+
+
+def _cut(asked: Speculation, out: Path) -> list[str]:
+    """What was trained here and stopped before its last step, in words."""
+    found = []
+    for role, train in _roles(asked).items():
+        steps = json.loads((out / role / "results.json").read_text())["steps"]
+        if steps < train.steps:
+            found.append(f"the {role} is compared as it is after {steps:,} of {train.steps:,} steps: --train.resume trains it to the end")
+    return found
 
 
 def _ready(asked: Speculation, out: Path) -> Training:
@@ -135,8 +166,9 @@ def _ready(asked: Speculation, out: Path) -> Training:
     training = Training(asked.data, asked.layout, tokenizer, out)
     _prompts(asked, text, tokenizer if target is None else target.tokenizer)
     if target is None:
-        asked.target_size.require(training.begin("target"))
-        asked.assistant_size.require(training.begin("assistant"))
+        if asked.train.resume:
+            asked.target_size.require(training.begin("target"))
+            asked.assistant_size.require(training.begin("assistant"))
         DrafterTrunk(asked.flash_size, asked.target_size.width, 1, asked.target_size.max_length, 1.0)
         sizes = {"target": asked.target_size, "assistant": asked.assistant_size}
         reads = min(_require_length(text, role, size.max_length) for role, size in sizes.items())
@@ -196,6 +228,7 @@ def _measured(asked: Speculation, names: Names, out: Path, began: float) -> None
         report(console, settings, models, [prompt.to(settings.device) for prompt in prompts], asked.data, out)
     finally:
         torch.set_num_threads(before)
+    print_labelled(console, "cut", *_cut(asked, out))
     print_labelled(console, "wrote", f"{out}/ in {time.perf_counter() - began:.0f} s", "results.json")
     print_commands(console, "next", f"textdiff speculate --target {names.target} --drafter {names.flash} --prompt 'The '")
 

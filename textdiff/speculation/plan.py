@@ -28,7 +28,7 @@ class Compare:
     lengths: tuple[int, ...] = (4, 7)
     """Tokens drafted at a time."""
     steps: tuple[int, ...] = (1, 2)
-    """Calls of the drafter for one draft."""
+    """Calls of the drafter for one draft, of as many tokens or more."""
     temperatures: tuple[float, ...] = (0.0, 1.0)
     """0 takes the most probable token; a table for each."""
     rounds: int = 5
@@ -45,6 +45,9 @@ class Compare:
         for name in ("lengths", "steps"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ValueError(f"compare.{name} are {list(getattr(self, name))}, expected numbers of 1 or more")
+        if max(self.steps) > max(self.lengths):
+            more = f"{max(self.steps)} and the longest of compare.lengths is {max(self.lengths)}"
+            raise ValueError(f"compare.steps has {more}: a call drafts a token at least, so lower one or raise the other")
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"compare.device is {self.device!r}, expected cpu or cuda")
         if self.device == "cuda" and not torch.cuda.is_available():

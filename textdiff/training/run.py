@@ -13,6 +13,7 @@ from torch import Tensor
 from textdiff.models.base import LanguageModel
 from textdiff.spec import to_plain
 from textdiff.training import weights
+from textdiff.training.begun import Begun
 from textdiff.training.checkpoint import find_checkpoint, read_state, read_tensors, remove_debris, replace_folder, save_checkpoint
 from textdiff.training.ema import Ema
 from textdiff.training.optimizer import build_optimizer, learning_rate_at
@@ -46,6 +47,7 @@ class Run:
         self.model: LanguageModel = accelerator.unwrap_model(self.wrapped)
         self.parameters = weights.trainable(self.model)  # after `prepare`, which may have sharded them
         self.ema = Ema(self.parameters, settings.ema)
+        self._begun = Begun(self.model, parts) if settings.lora.rank else None
         self.take_step = OptimizerStep(accelerator, self.wrapped, self.optimizer, settings.clip, settings.seed)
         self.step, self.tokens, self.evaluated = 0, 0, 0
         self.meter = Meter()
@@ -79,8 +81,12 @@ class Run:
             "ema": weights.gather(self.ema.average, main),
             "optimizer": weights.gather(weights.optimizer_tensors(self.optimizer, self.parameters), main),
         }
+        if self._begun is not None:
+            tensors = {part: self._begun.without(entries) for part, entries in tensors.items()}
         counters = {"step": self.step, "tokens": self.tokens, "evaluated": self.evaluated, "meter": self.meter.values}
         state = {**counters, "data": gather_object([self.order.state_dict()]), "settings": self.essential()}
+        if self._begun is not None:
+            state["begun"] = self._begun.digest
         on_main(self.accelerator, lambda: save_checkpoint(self.out / "checkpoints", self.step, tensors, state, self.settings.keep))
         with self.ema.applied():
             averaged = weights.gather(self.model.state_dict(), main)
@@ -102,9 +108,16 @@ class Run:
             raise ValueError(f"{self.out} already holds a run: resume it with --train.resume, or choose another folder")
         state = read_state(path)
         self._check(state)
-        weights.restore(weights.model_tensors(self.model), read_tensors(path, "model"))
-        weights.restore(self.ema.average, read_tensors(path, "ema"))
-        weights.restore_optimizer(self.optimizer, self.parameters, read_tensors(path, "optimizer"))
+        held, average = weights.model_tensors(self.model), self.ema.average
+        model, ema, optimizer = (read_tensors(path, name) for name in ("model", "ema", "optimizer"))
+        if self._begun is not None and "begun" in state:
+            held = self._begun.changing(held)
+            model, ema, optimizer = (self._begun.completed(saved, like) for saved, like in ((model, held), (ema, average), (optimizer, {})))
+        weights.restore(held, model)
+        weights.restore(average, ema)
+        weights.restore_optimizer(self.optimizer, self.parameters, optimizer)
+        if self._begun is not None and "begun" not in state:
+            self._begun.identify(self.model)  # an old checkpoint holds all weights, and brought its own
         self.order.load_state_dict(state["data"][self.accelerator.process_index if len(state["data"]) > 1 else 0])
         self.step, self.tokens, self.evaluated = state["step"], state["tokens"], state["evaluated"]
         self.meter = Meter(state["meter"])
@@ -118,6 +131,11 @@ class Run:
             raise ValueError(
                 f"the run in {self.out} was started with {name} = {then.get(name)}, now it is {now.get(name)}: "
                 "give the old value to resume, or choose another folder"
+            )
+        if self._begun is not None and state.get("begun", self._begun.digest) != self._begun.digest:
+            raise ValueError(
+                f"the run in {self.out} began from other weights than it is given now, and its checkpoints hold what was trained beside "
+                "them alone: give the model it began from, or choose another folder"
             )
         if state["step"] > self.settings.steps:
             raise ValueError(f"the run in {self.out} is already at step {state['step']}, more than the {self.settings.steps} asked for")
