@@ -15,15 +15,15 @@ pairs and steps, around one trunk. They are not of equal size: genie and latent 
 prompt, latent has an autoencoder besides, and the table says how many parameters each has.
 
 Measured, exact match in % of 920 prompts, one seed, 6,000 steps, `modern` with --train.steps 4000.
-Candidates were drawn at temperature 1 (`--varied.temperature 1`; presets over tokens and `modern` now draw them at 0.5). `modern` draws its
-one answer at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200 steps of sampling instead of 20 (96.96 ± 0.57):
+Candidates were drawn at temperature 1 (`--varied.temperature 1`; presets over tokens and `modern` now draw them at 0.5, as those of masked
+were). `modern` draws its one answer at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200 steps of sampling instead of 20 (96.96 ± 0.57):
 
                       single          MBR of 5
     genie             98.59 ± 0.39    99.67 ± 0.19
     modern            98.37 ± 0.42    98.91 ± 0.34
     autoregressive    97.93 ± 0.47    97.72 ± 0.49
     diffuseq          95.54 ± 0.68    97.07 ± 0.56
-    masked            95.54 ± 0.68    94.35 ± 0.76
+    masked            95.54 ± 0.68    95.76 ± 0.66
     latent            94.78 ± 0.73    95.98 ± 0.65
     uniform           93.26 ± 0.83    92.39 ± 0.87
 
