@@ -16,7 +16,8 @@ prompt, latent has an autoencoder besides, and the table says how many parameter
 
 Measured, exact match in % of 920 prompts, one seed, 6,000 steps, `modern` with --train.steps 4000.
 Candidates were drawn at temperature 1 (`--varied.temperature 1`; presets over tokens and `modern` now draw them at 0.5, as those of masked
-were). `modern` draws its one answer at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200 steps of sampling instead of 20 (96.96 ± 0.57):
+were). `modern` draws its one answer at 0.2: at 1 (`--single.temperature 1`) it had 97.07 ± 0.56, and as much in 200 steps of sampling
+instead of 20 (96.96 ± 0.57):
 
                       single          MBR of 5
     genie             98.59 ± 0.39    99.67 ± 0.19
