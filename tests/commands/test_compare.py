@@ -93,6 +93,7 @@ def test_every_model_is_measured_on_the_same_texts_and_every_number_follows_from
         assert "tokens" in pair[frozenset(names[:2])]["difference_in_nats_per"]
         assert "other tokenizers" in pair[frozenset(names[1:])]["refused"]["tokens"]
     notes = json.loads(Path("runs/compare/notes.json").read_text())
+    assert notes["models"] == ["autoregressive", "masked-0", "gpt2"]
     assert [table["title"] for table in notes["tables"]] == [
         f"{data}: {what}" for data in ("text.txt", "other.txt") for what in ("likelihood", "differences on the same texts")
     ]

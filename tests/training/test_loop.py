@@ -1,6 +1,8 @@
 import json
+import math
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from safetensors.torch import load_file
 from tests.training.test_order import Counting
 from tests.training.tiny import TinyModel, measure, quick, run, unequal_examples
 from textdiff.training.order import IndexedOrder, Placement
+from textdiff.training.settings import Train
 from textdiff.training.step import NonFiniteLossError
 
 
@@ -171,3 +174,9 @@ def test_full_disk_stops_the_run_with_one_line(accelerator, tmp_path, monkeypatc
     with pytest.raises(ValueError, match=r"No space left.*free some space"):
         run(accelerator, tmp_path, quick())
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [{"max_seconds": math.nan}, {"learning_rate": math.nan}, {"clip": 0.0}, {"warmup": -1}], ids=str)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Train(**wrong)

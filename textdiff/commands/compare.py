@@ -229,7 +229,9 @@ class Compare:
             print_labelled(console, "counted", *one.rules)
         tables = [table._asdict() for one in found for table in one.tables]
         rules = [line for one in found for line in one.rules]
-        _write(out / "notes.json", {"title": self._title(), "command": self._command(), "rules": rules, "tables": tables})
+        models = [one.name for one in contenders]
+        notes = {"title": self._title(), "command": self._command(), "models": models, "rules": rules, "tables": tables}
+        _write(out / "notes.json", notes)
         console.print()
         print_labelled(console, "wrote", f"{out}/ in {seconds:.0f} s", "notes.json likelihood/")
         print_commands(console, "next", f"textdiff report {out}")

@@ -60,11 +60,11 @@ class Train:
         for name, value in asdict(self).items():
             if name in counts and value < 1:
                 raise ValueError(f"{name} = {value}: expected at least 1")
-        if self.warmup < 0 or self.weight_decay < 0 or self.learning_rate <= 0 or self.clip <= 0:
+        if not (self.warmup >= 0 and self.weight_decay >= 0 and self.learning_rate > 0 and self.clip > 0):  # nan is neither
             raise ValueError("learning_rate and clip must be above 0, warmup and weight_decay not below 0")
         if not (0 <= self.ema < 1 and 0 <= self.final_fraction <= 1):
             raise ValueError(f"ema = {self.ema} must be in [0, 1) and final_fraction = {self.final_fraction} in [0, 1]")
-        if self.max_seconds is not None and self.max_seconds <= 0:
+        if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds = {self.max_seconds}: expected a positive number of seconds")
 
     def essential(self) -> dict[str, Any]:
