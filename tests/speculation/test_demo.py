@@ -131,15 +131,25 @@ def test_what_was_begun_is_resumed_or_refused_before_anything_is_trained(place: 
     assert began == [Path(file).stat().st_mtime_ns for file in files]
 
 
-def test_what_ran_out_of_time_is_said_to_be_unfinished(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--compare.temperatures", "0", "--compare.prompts", "1", "--train.steps", "100000", "--train.max-seconds", "0.3"]
-    recipe("speculative", *TINY, *SMALL, *words, "--out", "out")
+def test_what_ran_out_of_time_is_said_to_be_unfinished_and_is_trained_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And the target's weights are others then, so a drafter that reads their features is trained anew, beside the first."""
+    words = ["--compare.temperatures", "0", "--compare.prompts", "1", "--out", "out"]
+    recipe("speculative", *TINY, *SMALL, *words, "--train.steps", "100000", "--train.max-seconds", "0.3")
     steps = json.loads(Path("out/target/results.json").read_text())["steps"]
     said = " ".join(capsys.readouterr().out.split())
     assert 0 < steps < 100000
     assert f"the target is compared as it is after {steps:,} of 100,000 steps: --train.resume trains it to the end" in said
     assert "the assistant is compared as it is after" in said
     assert "the drafter is compared" not in said
+    assert said.index("the target is compared as it is") < said.index("tokens per second of the faster plain way")
+    first = Path("out/flash/model/model.safetensors").stat().st_mtime_ns
+    more = 1 + max(json.loads(Path(f"out/{role}/results.json").read_text())["steps"] for role in ("target", "assistant"))
+    for _ in range(2):  # trains, and finds all trained
+        recipe("speculative", *TINY, *SMALL, *words, "--train.steps", str(more), "--train.resume")
+        said = " ".join(capsys.readouterr().out.split())
+        assert "is compared as it is" not in said
+        assert f"--drafter out/flash-{more} " in said
+    assert Path("out/flash/model/model.safetensors").stat().st_mtime_ns == first
 
 
 def test_several_processes_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from textdiff.drafter import Drafter, Trial, fresh
 from textdiff.drafter import run as train_flash
 from textdiff.models.autoregressive import AutoregressiveLM
 from textdiff.models.base import ModelSpec
-from textdiff.models.feature_drafter import Anchored
+from textdiff.models.feature_drafter import Anchored, fingerprint
 from textdiff.models.own_text import OwnText
 from textdiff.recipe import given_tokenizer, run_folder
 from textdiff.report import print_commands, print_labelled
@@ -29,7 +29,7 @@ from textdiff.speculation.models import Llama, Training
 from textdiff.speculation.opening import assistant_of, causal, diffusion_of, flash_of, opened, require_rows
 from textdiff.speculation.plan import Compare
 from textdiff.speculation.report import report
-from textdiff.training.checkpoint import list_checkpoints
+from textdiff.training.checkpoint import find_checkpoint, list_checkpoints, read_state
 from textdiff.training.settings import Train
 from textdiff.vocab import Vocab
 
@@ -89,13 +89,13 @@ class Speculation:
         if self.flash is None:
             self.flash_recipe("", Path())  # checks the rest
 
-    def flash_recipe(self, target: str, out: Path) -> Drafter:
-        """How a drafter that reads the features of `target` is trained."""
+    def flash_recipe(self, target: str, folder: Path) -> Drafter:
+        """How a drafter that reads the features of `target` is trained, in which folder."""
         settings = self.compare
         return Drafter(
             target=target,
             data=self.data,
-            out=out / "flash",
+            out=folder,
             own=self.flash_own,
             backbone=self.flash_size,
             objective=self.flash_objective,
@@ -146,14 +146,29 @@ def _require_new(asked: Speculation, out: Path) -> None:
             raise ValueError(f"{out / role} already holds a run: resume it with --train.resume, or choose another folder")
 
 
-def _cut(asked: Speculation, out: Path) -> list[str]:
+def _cut(asked: Speculation, names: Names) -> list[str]:
     """What was trained here and stopped before its last step, in words."""
     found = []
     for role, train in _roles(asked).items():
-        steps = json.loads((out / role / "results.json").read_text())["steps"]
+        steps = _steps(Path(names._asdict()[role]))
         if steps < train.steps:
             found.append(f"the {role} is compared as it is after {steps:,} of {train.steps:,} steps: --train.resume trains it to the end")
     return found
+
+
+def _steps(folder: Path) -> int:
+    """How many steps a run has done that came to its end, or to that of its time."""
+    return int(json.loads((folder / "results.json").read_text())["steps"])
+
+
+def _flash_folder(target: str, out: Path) -> Path:
+    """Where the drafter of a target that is trained here belongs: one that reads features is of use to the weights it was trained on alone,
+    so a target that has been trained on has another."""
+    first = out / "flash"
+    begun = find_checkpoint(first / "checkpoints")
+    if begun is None or read_state(begun)["settings"]["model.target.fingerprint"] == fingerprint(causal(target, "target")):
+        return first
+    return out / f"flash-{_steps(Path(target))}"
 
 
 def _ready(asked: Speculation, out: Path) -> Training:
@@ -214,7 +229,8 @@ def _trained(asked: Speculation, training: Training) -> Names:
         resumed = replace(asked.drafter_train, resume=asked.train.resume)
         drafts = training.diffusion("drafter", asked.drafter_model, target, resumed)
     if flash is None:
-        flash = str(train_flash(asked.flash_recipe(target, training.out), "flash"))
+        folder = training.out / "flash" if asked.target is not None else _flash_folder(target, training.out)
+        flash = str(train_flash(asked.flash_recipe(target, folder), "flash"))
     return Names(target, drafts, assistant, flash)
 
 
@@ -222,13 +238,13 @@ def _measured(asked: Speculation, names: Names, out: Path, began: float) -> None
     console, settings = Console(highlight=False), asked.compare
     models = opened(*names).changed(lambda model: model.to(settings.device))
     prompts = _prompts(asked, asked.layout.open(asked.data), models.target.tokenizer)
+    print_labelled(console, "cut", *_cut(asked, names))
     before = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
     try:
         report(console, settings, models, [prompt.to(settings.device) for prompt in prompts], asked.data, out)
     finally:
         torch.set_num_threads(before)
-    print_labelled(console, "cut", *_cut(asked, out))
     print_labelled(console, "wrote", f"{out}/ in {time.perf_counter() - began:.0f} s", "results.json")
     print_commands(console, "next", f"textdiff speculate --target {names.target} --drafter {names.flash} --prompt 'The '")
 
